@@ -6,7 +6,7 @@
 __all__ = ['SAES', 'SAEConfig', 'init_decoder', 'SAE', 'ReLUSAE', 'GatedSAE', 'TopKSAE', 'BatchTopKSAE', 'JumpReLUSAE',
            'make_sae', 'save_sae', 'load_sae']
 
-# %% ../nbs/04_sae.ipynb #53f187e6
+# %% ../nbs/04_sae.ipynb #d140c81d
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import Scaler, UserError, load_tensors, read_json, save_tensors, write_json
-from .ste import jumprelu_ste, step_ste
+from .ste import jumprelu_and_l0, jumprelu_ste
 
 # %% ../nbs/04_sae.ipynb #eebf933b
 @dataclass
@@ -182,7 +182,7 @@ class BatchTopKSAE(SAE):
         p = self.pre(x)
         return p.relu() * (p > self.threshold)
 
-# %% ../nbs/04_sae.ipynb #d6b7f5ac
+# %% ../nbs/04_sae.ipynb #0a0f0e5a
 class JumpReLUSAE(SAE):
     "JumpReLU, eqs 8 and 9, trained through the straight-through estimators of `ste` on raw pre-activations"
     def __init__(self, cfg: SAEConfig, seed: int = 0):
@@ -204,9 +204,12 @@ class JumpReLUSAE(SAE):
 
     def gate(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         theta, eps, c = self.threshold, self.cfg.bandwidth, self.cfg
-        f = jumprelu_ste(pre, theta, eps)
-        l0 = step_ste(pre, theta, eps).sum(-1).mean()
+        f, l0 = jumprelu_and_l0(pre, theta, eps)
+        l0 = l0.mean()
         return f, c.coef * (l0 if c.target_l0 is None else (l0/c.target_l0 - 1).square())
+
+    def encode(self, x: Tensor) -> Tensor: # (…, d_in) -> (…, d_sae)
+        return jumprelu_ste(self.pre(x), self.threshold, self.cfg.bandwidth)
 
     @torch.no_grad()
     def init_thresholds(self,

@@ -1,0 +1,85 @@
+# Every command sets itself up: .venv is made on the first call; later calls install nothing until the requirements change.
+#   make reproduce [PRESET=laptop] [MODEL=...]   the main job: ends with the table and where the report is
+#   make test [ARGS="-k ste"]                    everything, notebooks included
+#   make lab                                     JupyterLab on the book's index
+#   make export | readme | clean | distclean     for those who edit the notebooks
+# PYTHON=... chooses the interpreter; PIP_ARGS=... and TORCH_ARGS=... go to pip (say, a mirror, or the index of another torch build).
+PRESET ?= laptop
+MODEL ?=
+ARGS ?=
+PIP_ARGS ?=
+TORCH_ARGS ?=
+VENV := .venv
+
+# 3.11 first; better one that can make virtual environments than one that cannot (Debian packs that apart: python3-venv)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+CAN_VENV := import venv, ensurepip
+PYTHONS := python3.11 python3 python3.12 python3.13
+ifndef PYTHON
+PYTHON := $(firstword $(shell for c in '$(CAN_VENV); $(NEW_ENOUGH)' '$(NEW_ENOUGH)'; do for p in $(PYTHONS); do $$p -c "$$c" 2>/dev/null && echo $$p; done; done; true))
+endif
+
+# A stamp's name carries what it depends on: the requirements (contents, not dates), the interpreter and this folder (a moved venv is broken).
+PINS := settings.ini constraints.txt setup.py pyproject.toml
+hash = $(shell { $(1); } | cksum | cut -d' ' -f1)
+HOME_KEY := $(call hash,echo "$(CURDIR)"; $(PYTHON) -V 2>&1)
+PINS_KEY := $(call hash,cat $(PINS))
+MADE := $(VENV)/.made-$(HOME_KEY)
+RUN := $(VENV)/.run-$(PINS_KEY)
+DEV := $(VENV)/.dev-$(PINS_KEY)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) -c constraints.txt
+
+.PHONY: help reproduce test lab venv venv-run export readme clean distclean
+.NOTPARALLEL:
+
+help:
+	@sed -n '2,6s/^# \{0,3\}//p' Makefile
+
+reproduce: venv-run
+	@$(VENV)/bin/jumprelu-sae reproduce --preset '$(PRESET)' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+test: venv
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lab: venv
+	@$(VENV)/bin/python -m jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+venv: $(DEV)
+venv-run: $(RUN)
+
+export: venv
+	$(VENV)/bin/nbdev-export
+	$(VENV)/bin/nbdev-clean
+	$(VENV)/bin/python tools/make_readme.py
+
+readme: venv
+	$(VENV)/bin/python tools/make_readme.py
+
+clean:
+	rm -rf build dist _proc _docs _site *.egg-info .pytest_cache
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+$(MADE):
+	@if [ -z '$(PYTHON)' ]; then echo 'Python 3.11 or newer is needed: apt-get install python3 python3-venv, or say PYTHON=/path/to/python3.11' >&2; exit 2; fi
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo '$(PYTHON) does not run or is older than 3.11: say PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(PYTHON) -c '$(CAN_VENV)' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv (as root, or with sudo), then run make again" >&2; exit 2; }
+	@echo 'Making $(VENV) with $(PYTHON) (once)'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(RUN): | $(MADE)
+	@echo 'Installing what the reproduction needs into $(VENV) (once, some minutes)'
+	@rm -f $(VENV)/.run-* $(VENV)/.dev-*
+	@$(PIP) $(TORCH_ARGS) setuptools torch
+	@$(PIP) --no-build-isolation -e '.[embedded]'
+	@touch $@
+
+$(DEV): | $(MADE)
+	@echo 'Installing what the tests and JupyterLab need into $(VENV) (once, some minutes)'
+	@rm -f $(VENV)/.run-* $(VENV)/.dev-*
+	@$(PIP) $(TORCH_ARGS) setuptools torch
+	@$(PIP) --no-build-isolation -e '.[dev,embedded]'
+	@touch $(RUN) $@
