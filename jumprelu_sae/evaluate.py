@@ -196,13 +196,11 @@ class Halfway:
         final = run_from(self.lm, ids, self.hidden[rows].to(self.lm.device), self.start, splice=None if fn is None else (self.site, fn))
         return counted_losses(self.lm, ids, final, counts)
 
-# %% ../nbs/30_evaluate.ipynb #cfa82e04
+# %% ../nbs/30_evaluate.ipynb #7215a0e0
 class LMEval:
     "Delta LM loss of many SAEs at one site; what they have in common is computed once"
     def __init__(self,
-        lm: LM,                # the language model
-        tokens: Tokens,        # held-out rows
-        site: Site|str,        # where the SAEs sit, such as 'resid.9'
+        lm: LM, tokens: Tokens, site: Site|str, # as for `Halfway`; the rows are held out
         n_tokens: int = 4096,  # counted tokens wanted: evenly spaced rows that hold at least as many
         **kwargs,              # of `Halfway`: batch_rows, max_bytes
     ):
@@ -217,10 +215,9 @@ class LMEval:
 
     def spliced(self, sae, scaler: Scaler, rule: Callable|None = None, rows: Tensor|None = None) -> tuple[Tensor, Tensor]:
         "Losses (rows, s-1) with the reconstruction in place, and which tokens were massive (rows, s)"
-        seen, losses = [], []
-        for r in self.half.batches(rows):
-            losses.append(self.half.losses(r, self.counts[r], splice_fn(sae, scaler, self.tokens.mask[r], rule, seen)))
-        return torch.cat(losses), torch.cat(seen)
+        seen = []
+        fn = lambda r: splice_fn(sae, scaler, self.tokens.mask[r], rule, seen)
+        return torch.cat([self.half.losses(r, self.counts[r], fn(r)) for r in self.half.batches(rows)]), torch.cat(seen)
 
     def delta(self,
         sae,                        # anything with `encode` and `decode`
@@ -237,5 +234,4 @@ class LMEval:
             rows, e = massive.any(1).nonzero()[:, 0], d.clone()
             if len(rows): e[rows] = self.spliced(sae, scaler, None, rows)[0] - self.clean[rows]
             metrics['delta_with_massive'] = mean(e)
-        docs, count, total = per_document(self.tokens.doc[:, :-1][self.counts], d[self.counts])
-        return metrics, dict(lm_docs=docs, lm_tokens=count, lm_delta=total)
+        return metrics, dict(zip(('lm_docs', 'lm_tokens', 'lm_delta'), per_document(self.tokens.doc[:, :-1][self.counts], d[self.counts])))

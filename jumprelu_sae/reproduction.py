@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AUXK', 'RECIPES', 'PAPER_RECIPE', 'SHORT_RUN', 'L0S', 'LAPTOP', 'PRESETS', 'TABLE', 'DEPARTURES', 'PAGE', 'TUNE_AT',
-           'TUNE_GRID', 'TUNE_KNOB', 'Preset', 'get_preset', 'Job', 'jobs', 'Data', 'get_data', 'store_dir',
-           'model_facts', 'Stages', 'peak_memory', 'job_key', 'is_finished', 'train_group', 'new_trainer',
+           'TUNE_TOKENS', 'TUNE_GRID', 'TUNE_KNOB', 'Preset', 'get_preset', 'Job', 'jobs', 'Data', 'get_data',
+           'store_dir', 'model_facts', 'Stages', 'peak_memory', 'job_key', 'is_finished', 'train_group', 'new_trainer',
            'evaluate_job', 'reproduce', 'write_run', 'tuning_file', 'repo_root', 'short_rows', 'answers', 'summary',
            'Html', 'Run', 'show', 'report_source', 'report_cells', 'execute_cells', 'joined', 'make_report',
            'setting_rows', 'tune_jobs', 'tune', 'line_through', 'choose']
@@ -255,7 +255,7 @@ def evaluate_job(
     r.save(path)
     return r
 
-# %% ../nbs/50_reproduction.ipynb #12499291
+# %% ../nbs/50_reproduction.ipynb #0bdff998
 def reproduce(
     preset: str|Preset = 'laptop', # name, or a Preset of your own
     out: str|Path|None = None, # folder; default reports/<preset>
@@ -289,7 +289,7 @@ def write_run(out: Path, p: Preset, facts: dict, results: list[Result], times: d
     tuned = tuning_file(p.name)
     write_json(out/'results.json', dict(format=1, preset=asdict(p), facts=facts, results=[asdict(r) for r in results], stages={k: round(v, 1) for k, v in times.items()},
         peak_memory_gib=round(peak_memory(), 2), env=run_env(), tuning=read_json(tuned) if tuned else None))
-    write_csv(out/'frontier.csv', frontier_table(results))
+    write_csv(frontier_table(results), out/'frontier.csv')
     frontier_figure(results, out/'frontier.png')
 
 def tuning_file(name: str) -> Path|None: # results/tuning/<preset>.json of the checkout, if this package runs from one
@@ -432,10 +432,11 @@ def setting_rows(
         training_tokens=f"{p['n_train']:,}, {p['n_train']//p['batch']:,} steps of {p['batch']:,}", seeds=', '.join(map(str, p['seeds'])), SAEs=len(run.results), command=f"jumprelu-sae reproduce --preset {p['name']}")
     return [dict(setting=k.replace('_', ' '), value=v) for k, v in d.items()]
 
-# %% ../nbs/50_reproduction.ipynb #5aac7405
+# %% ../nbs/50_reproduction.ipynb #ed09ab3e
 TUNE_AT = 32 # the L0 at which architectures are tuned
+TUNE_TOKENS = 122_880 # tokens a tuning run sees at most, about half a laptop run
 TUNE_GRID = dict(lr=(7e-4, 2e-3), beta1=(0., .9))
-TUNE_KNOB = dict(relu=('coef', (.2, .5)), gated=('coef', (.2, .5)), topk=('aux_coef', (1/32, 1/8)), batchtopk=('aux_coef', (1/32, 1/8)), jumprelu=('bandwidth', (.02, .05)))
+TUNE_KNOB = dict(relu=('coef', (.15, .25)), gated=('coef', (.25, .5)), topk=('aux_coef', (1/32, 1/8)), batchtopk=('aux_coef', (1/32, 1/8)), jumprelu=('bandwidth', (.02, .05)))
 
 def tune_jobs(
     p: Preset, # of which one run at L0 = 32 an architecture is varied
@@ -448,7 +449,7 @@ def tune_jobs(
             for b in TUNE_GRID['beta1']:
                 for v in values:
                     base = jobs(replace(p, seeds=(0,), grid={arch: (TUNE_AT,)}))[0]
-                    out.append(replace(base, name=f'{arch}-lr{lr:g}-b{b:g}-{knob}{v:.3g}', sae=base.sae | {knob: v}, train=replace(base.train, lr=lr, beta1=b)))
+                    out.append(replace(base, name=f'{arch}-lr{lr:g}-b{b:g}-{knob}{v:.3g}', sae=base.sae | {knob: v}, train=replace(base.train, lr=lr, beta1=b, n_tokens=min(TUNE_TOKENS, p.n_train))))
     return out
 
 def tune(
@@ -475,7 +476,7 @@ def tune(
         knob = TUNE_KNOB[j.arch][0]
         rows.append(dict(arch=j.arch, lr=j.train.lr, beta1=j.train.beta1, knob=knob, value=j.sae[knob], **{k: r.metrics[k] for k in ('l0', 'fvu', 'dead')}))
         say(f"{j.name}: L0 {r.metrics['l0']:.1f}, FVU {r.metrics['fvu']:.4f}, dead {r.metrics['dead']:.3f}")
-    d = dict(format=1, preset=p.name, n_tokens=p.n_train, at_l0=TUNE_AT, judged_on='validation documents', rows=rows, env=run_env())
+    d = dict(format=1, preset=p.name, n_tokens=min(TUNE_TOKENS, p.n_train), at_l0=TUNE_AT, judged_on='validation documents', rows=rows, env=run_env())
     write_json(out/'tuning.json', d)
     return d
 

@@ -55,6 +55,22 @@ def test_activations_against_numpy(data, dtype):
         assert [a['tokens'][i], a['l0'][i]] == [s.sum(), l0[s].sum()]
         assert a['sse'][i]/a['sst'][i] == pytest.approx(sse[s].sum()/sst[s].sum(), rel=1e-5)
 
+def test_frequencies_by_hand():
+    "1,000 tokens; latents that fire on 0, 5, 50, 500 of them, and one on the massive token only"
+    x = torch.zeros(1001, 5)
+    for j, n in enumerate((0, 5, 50, 500)): x[:n, j] = 1
+    x[1000, 4] = 99
+    same = SimpleNamespace(encode=lambda v: v, decode=lambda f: f)
+    m, a = evaluate_activations(same, Scaler(torch.zeros(5), 1.), x, torch.zeros(1001).long(), lambda v: v[:, 4] > 9, mean=torch.ones(5))
+    assert [m['dead'], m['dense1'], m['dense10'], m['n_massive']] == [.4, .4, .2, 1] and m['l0'] == .555
+    at = lambda q: a['freq_counts'][np.searchsorted(a['freq_edges'], np.log10(q))-1]
+    assert [at(.005), at(.05), at(.5), sum(a['freq_counts'])] == [1, 1, 1, 3]
+
+def test_uncentred_scaler_with_a_training_mean(data):
+    x, doc = data; s, mu = Scaler.fit(x, centre=False), x.mean(0)
+    m = evaluate_activations(keep(.9), s, x, doc, mean=mu)[0]
+    assert m['fvu'] == pytest.approx(float((.1*x).double().square().sum()/(x - mu).double().square().sum()), rel=1e-5)
+
 def test_batches_do_not_matter(data):
     x, doc = data; s, sae = Scaler.fit(x), bent(16)
     one, many = evaluate_activations(sae, s, x, doc), evaluate_activations(sae, s, x, doc, batch=37)
@@ -103,6 +119,7 @@ def test_bootstrap_against_a_loop():
 @pytest.mark.parametrize('site', ['resid.0', 'resid.3', 'mlp.2', 'attn.1'])
 def test_delta_against_full_passes(lm, site):
     t = rows(lm)
+    t = Tokens(t.ids, t.mask, torch.randint(0, 4, t.doc.shape, generator=torch.Generator().manual_seed(1)), t.doc_ids)
     ev = LMEval(lm, t, site, n_tokens=200, batch_rows=3)
     x = capture(lm, t.ids, site)[parse_site(site)][t.mask]
     scaler = Scaler.fit(x); lim = x.float().square().sum(1).quantile(.9); rule = lambda v: v.float().square().sum(-1) > lim
@@ -118,6 +135,7 @@ def test_delta_against_full_passes(lm, site):
     m, a = ev.delta(sae, scaler, rule, with_massive=True)
     assert m['delta_lm_loss'] == pytest.approx(float((after - before)[counted].mean()), abs=1e-6)
     assert m['lm_loss_spliced'] - m['lm_loss_clean'] == pytest.approx(m['delta_lm_loss'], abs=1e-9) and m['lm_predictions'] == counted.sum()
+    assert m['lm_massive'] == (x.float().square().sum(1) > lim).sum()
     assert m['delta_with_massive'] == pytest.approx(ev.delta(sae, scaler)[0]['delta_lm_loss'], abs=1e-7) != m['delta_lm_loss']
     for i, d in enumerate(a['lm_docs']):
         here = counted & (t.doc[:, :-1] == d)
@@ -138,6 +156,8 @@ def test_specials_in_the_middle_are_neither_spliced_nor_averaged(gemma2):
     v = torch.randn(len(ids), ids.shape[1], 32)
     out = splice_fn(keep(0.), Scaler(torch.zeros(32), 1.), mask)(v)
     assert (out[mask] == 0).all() and torch.equal(out[~mask], v[~mask])
+    m, _ = ev.delta(keep(0.), Scaler(torch.zeros(32), 1.), lambda v: torch.ones(v.shape[:-1]).bool())
+    assert m['lm_massive'] == mask.sum() and m['delta_lm_loss'] == 0    # all massive: nothing spliced, specials not counted
 
 def test_what_is_run_again(gemma2, monkeypatch):
     t = rows(gemma2); calls, asked = [], []

@@ -66,6 +66,16 @@ def test_coverage_with_seeds():
     assert {v.covers for v in vs} == {'documents and seeds'} and vs[0].seeds == [0, 1, 2] and '3 seeds' in vs[0].sentence
     assert 'says nothing about other seeds' in falsifier(two()).sentence
 
+def test_seeds_enter_by_students_t():
+    "No scatter between documents: the interval must be Student's own"
+    rs = two(1., noise=0., seeds=3, seed_noise=.05, n_docs=10, targets=(16, 32))
+    for r in rs: r.arrays['l0'] = [r.config['target']*t for t in r.arrays['tokens']]
+    d = [falsifier([r for r in rs if r.config['seed'] == s], n_boot=50).difference for s in range(3)]
+    v = falsifier(rs, n_boot=40_000)
+    half = 4.3027*np.std(d, ddof=1)/3**.5
+    assert v.difference == pytest.approx(np.mean(d)) and [v.lo, v.hi] == pytest.approx([np.mean(d) - half, np.mean(d) + half], abs=.1*half)
+    assert v.docs_lo == pytest.approx(v.docs_hi)
+
 def test_order_does_not_matter():
     rs = two(.97, seeds=2, n_docs=15)
     a, b = falsifier(rs), falsifier(rs[::-1])

@@ -5,7 +5,9 @@ import pytest
 
 root = Path(__file__).parent.parent
 lib = 'jumprelu_sae'
-mods = [lib] + sorted(f'{lib}.{p.stem}' for p in (root/lib).glob('*.py') if not p.stem.startswith('__'))
+number = {p.stem[3:]: p.stem for p in (root/'nbs').glob('[0-9][0-9]_*.ipynb')}
+# lower floors first, so that what is too heavy is laid to the module that brings it in
+mods = [lib] + [f'{lib}.{m}' for m in sorted((p.stem for p in (root/lib).glob('*.py') if not p.stem.startswith('__')), key=lambda m: number.get(m, m))]
 heavy = {'IPython', 'ipykernel', 'ipywidgets', 'notebook', 'nbconvert', 'nbformat', 'nbclient', 'nbdev', 'execnb', 'traitlets',
          'matplotlib', 'datasets', 'pyarrow', 'pandas', 'transformers', 'accelerate', 'gguf', 'sentencepiece', 'pytest'}
 
