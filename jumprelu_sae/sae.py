@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .core import Scaler, UserError, load_tensors, read_json, save_tensors, write_json
 from .ste import jumprelu_and_l0, jumprelu_ste
 
-# %% ../nbs/04_sae.ipynb #eebf933b
+# %% ../nbs/04_sae.ipynb #34b40ee1
 @dataclass
 class SAEConfig:
     "Everything that defines an SAE but its weights"
@@ -33,6 +33,7 @@ class SAEConfig:
     pre_bias: bool = False # subtract b_dec before the encoder?
     aux_coef: float = 0. # α of AuxK (topk, batchtopk, jumprelu)
     k_aux: int = 512 # how many dead latents AuxK may use
+    dead_coef: float = 0. # jumprelu: weight of the pre-activation loss of dead latents (departure)
 
     def __post_init__(self):
         if self.arch not in SAES: raise UserError(f"no such architecture {self.arch!r}: choose one of {', '.join(SAES)}")
@@ -156,7 +157,7 @@ class TopKSAE(SAE):
         v, i = pre.topk(self.cfg.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter(-1, i, v.relu()), pre.new_zeros(())
 
-# %% ../nbs/04_sae.ipynb #6afbdcfd
+# %% ../nbs/04_sae.ipynb #2fea9b2f
 class BatchTopKSAE(SAE):
     "BatchTopK: the k·batch largest pre-activations of a batch in training; one threshold for use"
     def __init__(self, cfg: SAEConfig, seed: int = 0):
@@ -171,8 +172,8 @@ class BatchTopKSAE(SAE):
         return torch.zeros_like(p).flatten().scatter(0, i, v).view_as(p), p.new_zeros(())
 
     @torch.no_grad()
-    def follow(self, v: Tensor, decay: float = 0.99) -> None:
-        "Move the inference threshold towards the smallest positive activation that survived"
+    def follow(self, v: Tensor, decay: float = 0.9) -> None:
+        "Move the inference threshold towards the smallest positive activation that survived: a memory of some ten batches"
         low = torch.where(v > 0, v, torch.inf).min().float()
         if torch.isfinite(low):
             self.threshold.copy_(low if self.n_seen == 0 else decay*self.threshold + (1-decay)*low)
@@ -182,7 +183,7 @@ class BatchTopKSAE(SAE):
         p = self.pre(x)
         return p.relu() * (p > self.threshold)
 
-# %% ../nbs/04_sae.ipynb #0a0f0e5a
+# %% ../nbs/04_sae.ipynb #163dbeff
 class JumpReLUSAE(SAE):
     "JumpReLU, eqs 8 and 9, trained through the straight-through estimators of `ste` on raw pre-activations"
     def __init__(self, cfg: SAEConfig, seed: int = 0):
@@ -207,6 +208,13 @@ class JumpReLUSAE(SAE):
         f, l0 = jumprelu_and_l0(pre, theta, eps)
         l0 = l0.mean()
         return f, c.coef * (l0 if c.target_l0 is None else (l0/c.target_l0 - 1).square())
+
+    def auxk(self, err: Tensor, pre: Tensor, dead: Tensor|None) -> Tensor:
+        "AuxK, and the pre-activation loss that lifts dead latents towards their thresholds"
+        aux = super().auxk(err, pre, dead)
+        if not self.cfg.dead_coef or dead is None or not bool(dead.any()): return aux
+        idx = dead.nonzero().squeeze(1)
+        return aux + self.cfg.dead_coef * (self.threshold.detach()[idx] - pre[:, idx]).relu().sum(-1).mean()
 
     def encode(self, x: Tensor) -> Tensor: # (…, d_in) -> (…, d_sae)
         return jumprelu_ste(self.pre(x), self.threshold, self.cfg.bandwidth)

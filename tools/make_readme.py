@@ -13,10 +13,11 @@ def from_root(md):
     return LINK.sub(lambda m: m[1] + (m[2][3:] if m[2].startswith('../') else 'nbs/' + m[2]), md)
 
 class Nbdev(Preprocessor):
-    "Drop `#| hide` cells and the `#|` lines of the others; links go from the root"
+    "Drop `#| hide` cells, the source of `#| echo: false` ones and the `#|` lines of the others; links go from the root"
     def preprocess(self, nb, resources):
         nb.cells = [c for c in nb.cells if not re.search(r'^\s*#\s*\|\s*(hide|default_exp)\b', c.source, flags=re.M)]
         for c in nb.cells:
+            if re.search(r'^\s*#\s*\|\s*echo:\s*false', c.source, flags=re.M): c.metadata['transient'] = {'remove_source': True}
             if c.cell_type == 'code': c.source = re.sub(r'^\s*#\s*\|.*\n?', '', c.source, flags=re.M)
             if c.cell_type == 'markdown': c.source = from_root(c.source)
         nb.metadata['language_info'] = {'name': 'python'}
