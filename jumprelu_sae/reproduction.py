@@ -181,7 +181,7 @@ def peak_memory() -> float: # GiB
     "The largest resident set of this process so far"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-# %% ../nbs/50_reproduction.ipynb #4c8c453f
+# %% ../nbs/50_reproduction.ipynb #0515c75e
 def job_key(
     job: Job, # what to train
     data: Data, # on what
@@ -221,6 +221,7 @@ def train_group(
     shutil.rmtree(ck)
     return len(group)
 
+# %% ../nbs/50_reproduction.ipynb #4f1beb05
 def new_trainer(group: list[Job], data: Data, device: str = 'cpu') -> Trainer:
     "Fresh SAEs on a fresh stream"
     first, x = group[0], data.x_train
@@ -255,7 +256,7 @@ def evaluate_job(
     r.save(path)
     return r
 
-# %% ../nbs/50_reproduction.ipynb #0bdff998
+# %% ../nbs/50_reproduction.ipynb #ab1cb45d
 def reproduce(
     preset: str|Preset = 'laptop', # name, or a Preset of your own
     out: str|Path|None = None, # folder; default reports/<preset>
@@ -284,6 +285,7 @@ def reproduce(
     say(f'wall time {sum(clock.times.values()):.0f} s, peak memory {peak_memory():.1f} GiB')
     return results
 
+# %% ../nbs/50_reproduction.ipynb #67a97e14
 def write_run(out: Path, p: Preset, facts: dict, results: list[Result], times: dict) -> None:
     "results.json, the CSV and the figure"
     tuned = tuning_file(p.name)
@@ -345,7 +347,7 @@ DEPARTURES = [
     dict(what='Gated', paper='original (with resampling) and RI-L1', ours='RI-L1 only, with tied directions', effect='one baseline fewer'),
     dict(what='evaluation', paper='2,048 sequences of 1,024 tokens', ours='32,768 activations and 4,096 predictions of held-out documents', effect='wider intervals, which are shown')]
 
-# %% ../nbs/50_reproduction.ipynb #6c3ada24
+# %% ../nbs/50_reproduction.ipynb #f42a13a7
 class Html(str):
     "Text that notebooks show as HTML; whoever makes one has escaped what came from outside"
     def _repr_html_(self) -> str: return str(self)
@@ -364,12 +366,14 @@ class Run:
         l0s = sorted({v for a, vs in self.preset['grid'].items() if a in ('topk', 'jumprelu') for v in vs})
         self.l0s = (1.25*l0s[0], *l0s[1:-1], .8*l0s[-1])  # where the page compares: a little inside, since no frontier is extrapolated
 
+# %% ../nbs/50_reproduction.ipynb #878e208a
 def show(
     rows: list[dict], # to be shown
     columns: list[str]|None = None,
 ) -> Html: # a table, escaped
     return Html(html_table(rows, columns))
 
+# %% ../nbs/50_reproduction.ipynb #184dce90
 def report_source() -> Path: # the checkout's notebook, or the copy that an installed package carries
     "The notebook whose second half is the report; raises UserError when neither is there"
     for f in (repo_root()/'nbs'/'50_reproduction.ipynb', Path(__file__).resolve().parent/'report.ipynb'):
@@ -382,6 +386,7 @@ def report_cells(
     starts = [i for i, c in enumerate(nb['cells']) if c['cell_type'] == 'markdown' and ''.join(c['source']).startswith('# Reproduction report')]
     return nb['cells'][starts[0]:]
 
+# %% ../nbs/50_reproduction.ipynb #d415be5b
 def execute_cells(
     cells: list[dict], # nbformat cells, run in order in this process
     env: dict, # environment variables during the run
@@ -398,10 +403,12 @@ def execute_cells(
     finally:
         for k, v in was.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
 
+# %% ../nbs/50_reproduction.ipynb #e3ea98d5
 def joined(out: dict) -> dict: # a cell's output with its lists of lines joined, as nbformat wants it in memory
     one = lambda v: ''.join(v) if isinstance(v, list) else v
     return {k: {m: one(w) for m, w in v.items()} if k == 'data' else one(v) if k == 'text' else v for k, v in out.items()}
 
+# %% ../nbs/50_reproduction.ipynb #fd0ae627
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111}}table{{border-collapse:collapse;font-size:.85rem;margin:1rem 0;display:block;overflow-x:auto}}
 th,td{{border-bottom:1px solid #ddd;padding:.25rem .6rem;text-align:left;vertical-align:top}}th{{border-bottom:2px solid #888}}img{{max-width:100%}}pre{{font-size:.85rem;white-space:pre-wrap}}
@@ -424,6 +431,7 @@ def make_report(
     with writing(folder/'report.html') as p: p.write_text(PAGE.format(title=f'jumprelu_sae: {folder.name}', body=re.sub(r'<script.*?</script>', '', body, flags=re.S)), encoding='utf-8')
     return folder/'report.html'
 
+# %% ../nbs/50_reproduction.ipynb #9f6b3691
 def setting_rows(
     run: Run, # a finished run
 ) -> list[dict]: # what was run, in two columns
