@@ -97,3 +97,22 @@ def test_a_checkpoint_of_another_shape_is_named_and_started_again(capsys, monkey
     wide = reproduction.reproduce(replace(p, d_sae=96), 'out', **quiet)
     assert 'another shape' in capsys.readouterr().out
     assert wide[0].config['d_sae'] == 96
+
+def test_report_executes_and_fetches_nothing(capsys):
+    import re
+    from dataclasses import replace
+    p = replace(reproduction.PRESETS['tiny'], grid=dict(topk=(4, 8), jumprelu=(4, 8)))
+    reproduction.reproduce(p, 'out', progress=False)
+    printed = capsys.readouterr().out
+    assert "Is JumpReLU's error higher than TopK's" in printed and 'report: out/report.html' in printed
+    page, nb = Path('out/report.html').read_text(), json.loads(Path('out/report.ipynb').read_text())
+    assert page.count('data:image/png') == 2 and 'JumpReLU</td>' in page
+    assert not re.search(r'(src|href)="https?:', page) and '<script' not in page and "['" not in page
+    assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
+    assert Path('out/frontier.png').exists() and Path('out/frontier.csv').read_text().count('\n') == 5
+
+def test_cells_are_executed_with_an_environment_of_their_own():
+    two = [dict(cell_type='code', source='import os; a = os.environ["WHERE"]'), dict(cell_type='code', source='print(a)')]
+    reproduction.execute_cells(two, dict(WHERE='here'))
+    assert ''.join(two[1]['outputs'][0]['text']) == 'here\n' and 'WHERE' not in os.environ
+    with pytest.raises(ZeroDivisionError): reproduction.execute_cells([dict(cell_type='code', source='1/0')], {})
