@@ -285,14 +285,15 @@ def reproduce(
     say(f'wall time {sum(clock.times.values()):.0f} s, peak memory {peak_memory():.1f} GiB')
     return results
 
-# %% ../nbs/50_reproduction.ipynb #67a97e14
+# %% ../nbs/50_reproduction.ipynb #5af6cd2b
 def write_run(out: Path, p: Preset, facts: dict, results: list[Result], times: dict) -> None:
     "results.json, the CSV and the figure"
     tuned = tuning_file(p.name)
     write_json(out/'results.json', dict(format=1, preset=asdict(p), facts=facts, results=[asdict(r) for r in results], stages={k: round(v, 1) for k, v in times.items()},
         peak_memory_gib=round(peak_memory(), 2), env=run_env(), tuning=read_json(tuned) if tuned else None))
     write_csv(frontier_table(results), out/'frontier.csv')
-    frontier_figure(results, out/'frontier.png')
+    import matplotlib.pyplot as plt
+    plt.close(frontier_figure(results, out/'frontier.png'))  # left open, it would be shown again by the report's first plotting cell
 
 def tuning_file(name: str) -> Path|None: # results/tuning/<preset>.json of the checkout, if this package runs from one
     "Where the tuning runs of a preset are written down"
@@ -408,7 +409,7 @@ def joined(out: dict) -> dict: # a cell's output with its lists of lines joined,
     one = lambda v: ''.join(v) if isinstance(v, list) else v
     return {k: {m: one(w) for m, w in v.items()} if k == 'data' else one(v) if k == 'text' else v for k, v in out.items()}
 
-# %% ../nbs/50_reproduction.ipynb #fd0ae627
+# %% ../nbs/50_reproduction.ipynb #1b6095e4
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111}}table{{border-collapse:collapse;font-size:.85rem;margin:1rem 0;display:block;overflow-x:auto}}
 th,td{{border-bottom:1px solid #ddd;padding:.25rem .6rem;text-align:left;vertical-align:top}}th{{border-bottom:2px solid #888}}img{{max-width:100%}}pre{{font-size:.85rem;white-space:pre-wrap}}
@@ -420,6 +421,7 @@ def make_report(
     "Execute the report page on a run: report.ipynb and a self-contained report.html that fetches nothing"
     import nbformat
     from nbconvert import HTMLExporter
+    Run(folder)  # refuses a folder without a run, by the name that was given
     folder = Path(folder).resolve()
     nb = nbformat.read(report_source(), as_version=4)
     nb.cells = report_cells(nb)
