@@ -14,7 +14,7 @@ from fastcore.script import anno_parser
 from .core import UserError
 from .reproduction import PRESETS, get_preset, make_report, reproduce as _reproduce, tune as _tune
 
-# %% ../nbs/51_cli.ipynb #5d345151
+# %% ../nbs/51_cli.ipynb #42966df0
 def reproduce(
     preset:str='laptop', # which preset: tiny, laptop, laptop-full, gemma-2-2b or gemma-2-9b
     model:str=None, # another language model: gemma3-270m, a Hub id such as google/gemma-3-270m, or a folder
@@ -23,12 +23,13 @@ def reproduce(
     tokens:int=None, # another number of training tokens
     out:Path=None, # folder of the report (default: reports/<preset>)
     device:str='cpu', # cpu or cuda
+    path:str='auto', # training steps: dense, sparse (the same gradients), or auto: whichever is faster
     quiet:bool=False, # no progress bars
 ):
     "Text → activations → SAEs → evidence → report. Stop it at any time; the same command goes on"
     p = get_preset(preset, model=model, corpus=corpus, site=site, n_train=tokens)
     changed = '-'.join(str(v).replace('/', '_').replace(':', '_') for v in (model, corpus, site, tokens) if v is not None)
-    _reproduce(p, out or Path('reports')/'-'.join(filter(None, (preset, changed))), progress=not quiet, device=device)
+    _reproduce(p, out or Path('reports')/'-'.join(filter(None, (preset, changed))), progress=not quiet, device=device, path=path)
 
 def tune(
     preset:str='laptop', # whose data and width

@@ -181,7 +181,7 @@ def peak_memory() -> float: # GiB
     "The largest resident set of this process so far"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-# %% ../nbs/50_reproduction.ipynb #0515c75e
+# %% ../nbs/50_reproduction.ipynb #db89e095
 def job_key(
     job: Job, # what to train
     data: Data, # on what
@@ -204,25 +204,26 @@ def train_group(
     out: Path, # the run's folder
     progress: bool = True,
     device: str = 'cpu',
-) -> int: # how many were trained now
+    path: str = 'auto', # dense or sparse steps, or whichever is faster
+) -> tuple[int, int]: # how many were trained now; how many of all their steps were sparse
     "Train the jobs of one group that are not finished"
     missing = [j for j in group if not is_finished(out/'saes'/j.name, job_key(j, data))]
-    if not missing: return 0
+    if not missing: return 0, 0
     ck = out/'checkpoints'/f'{group[0].arch}-seed{group[0].seed}'
-    try: tr = train_saes(new_trainer(group, data, device), ck, progress=progress, desc=group[0].arch)
+    try: tr = train_saes(new_trainer(group, data, device, path), ck, progress=progress, desc=group[0].arch)
     except UserError as e:
         if not str(e).startswith(str(ck)): raise
         print(f'{e}; {group[0].arch} starts again'); shutil.rmtree(ck)
-        tr = train_saes(new_trainer(group, data, device), ck, progress=progress, desc=group[0].arch)
+        tr = train_saes(new_trainer(group, data, device, path), ck, progress=progress, desc=group[0].arch)
     tr.save(ck)
     for j in group:
-        meta = dict(key=job_key(j, data), name=j.name, site=str(data.site), model=data.facts['model'], seed=j.seed, history=tr.history[j.name])
+        meta = dict(key=job_key(j, data), name=j.name, site=str(data.site), model=data.facts['model'], seed=j.seed, history=tr.history[j.name], paths=tr.paths.log[j.name], sparse_steps=tr.paths.sparse_steps(j.name, tr.step))
         save_sae(out/'saes'/j.name, tr.saes[j.name], data.scaler, meta)
     shutil.rmtree(ck)
-    return len(group)
+    return len(group), sum(tr.paths.sparse_steps(j.name, tr.step) for j in group)
 
-# %% ../nbs/50_reproduction.ipynb #4f1beb05
-def new_trainer(group: list[Job], data: Data, device: str = 'cpu') -> Trainer:
+# %% ../nbs/50_reproduction.ipynb #339e9c66
+def new_trainer(group: list[Job], data: Data, device: str = 'cpu', path: str = 'auto') -> Trainer:
     "Fresh SAEs on a fresh stream"
     first, x = group[0], data.x_train
     stream = TensorStream(x, first.train.batch, first.seed, data.scaler)
@@ -230,7 +231,7 @@ def new_trainer(group: list[Job], data: Data, device: str = 'cpu') -> Trainer:
     some = data.scaler(x[stream.order(0)[:8192]])
     for j in group:
         if j.init_l0: saes[j.name].init_thresholds(some, j.init_l0)
-    return Trainer({n: s.to(device) for n, s in saes.items()}, stream, first.train, str(data.site))
+    return Trainer({n: s.to(device) for n, s in saes.items()}, stream, first.train, str(data.site), path)
 
 # %% ../nbs/50_reproduction.ipynb #b8bf45a8
 def evaluate_job(
@@ -256,7 +257,7 @@ def evaluate_job(
     r.save(path)
     return r
 
-# %% ../nbs/50_reproduction.ipynb #ab1cb45d
+# %% ../nbs/50_reproduction.ipynb #57c7789c
 def reproduce(
     preset: str|Preset = 'laptop', # name, or a Preset of your own
     out: str|Path|None = None, # folder; default reports/<preset>
@@ -264,6 +265,7 @@ def reproduce(
     device: str = 'cpu',
     say=print,
     report: bool = True, # execute the report page at the end
+    path: str = 'auto', # dense or sparse training steps, or whichever is faster
 ) -> list[Result]:
     "The whole road: text → activations → SAEs → evidence → report; resumable, finished pieces are reused"
     p = preset if isinstance(preset, Preset) else get_preset(preset)
@@ -273,8 +275,9 @@ def reproduce(
     groups = {}
     for j in all_jobs: groups.setdefault((j.arch, j.seed), []).append(j)
     with clock('train'):
-        n = sum(train_group(g, data, out, progress, device) for g in groups.values())
-        clock.notes['train'] = f'{n} SAEs trained, {len(all_jobs)-n} reused'
+        done = [train_group(g, data, out, progress, device, path) for g in groups.values()]
+        n, sparse = (sum(d) for d in zip(*done))
+        clock.notes['train'] = f'{n} SAEs trained, {len(all_jobs)-n} reused' + (f'; {sparse/(n*all_jobs[0].train.n_steps):.0%} of the steps sparse' if n else '')
     with clock('evaluate'):
         lm_eval = LMEval(data.lm, data.tokens['test'], data.site, p.n_lm)
         results = [evaluate_job(j, data, lm_eval, out, p.name) for j in all_jobs]

@@ -6,7 +6,7 @@
 __all__ = ['SAES', 'SAEConfig', 'init_decoder', 'SAE', 'ReLUSAE', 'GatedSAE', 'TopKSAE', 'BatchTopKSAE', 'JumpReLUSAE',
            'make_sae', 'save_sae', 'load_sae']
 
-# %% ../nbs/04_sae.ipynb #d140c81d
+# %% ../nbs/04_sae.ipynb #8af798b8
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .core import Scaler, UserError, load_tensors, read_json, save_tensors, write_json
-from .ste import jumprelu_and_l0, jumprelu_ste
+from .ste import KERNELS, jumprelu_and_l0, jumprelu_ste
 
-# %% ../nbs/04_sae.ipynb #34b40ee1
+# %% ../nbs/04_sae.ipynb #583b4595
 @dataclass
 class SAEConfig:
     "Everything that defines an SAE but its weights"
@@ -28,6 +28,7 @@ class SAEConfig:
     coef: float = 6e-4 # λ, the sparsity coefficient (relu, gated, jumprelu), for E‖x‖² = 1
     target_l0: float|None = None # jumprelu: aim the penalty at this L0 instead of charging λ a latent (departure)
     bandwidth: float = 0.001 # ε, the full width of the STE's window, in units of π
+    kernel: str = 'rectangle' # K of the STE: rectangle, triangle, epanechnikov or gaussian
     theta_init: float = 0.001 # initial threshold
     log_threshold: bool = True # train log θ (the paper) or θ itself
     pre_bias: bool = False # subtract b_dec before the encoder?
@@ -39,6 +40,7 @@ class SAEConfig:
         if self.arch not in SAES: raise UserError(f"no such architecture {self.arch!r}: choose one of {', '.join(SAES)}")
         if self.arch in ('topk', 'batchtopk') and not 0 < self.k <= self.d_sae: raise UserError(f'k={self.k} must lie between 1 and d_sae={self.d_sae}: lower k or widen the SAE')
         if min(self.d_in, self.d_sae) < 1: raise UserError(f'd_in={self.d_in} and d_sae={self.d_sae} must be positive')
+        if self.kernel not in KERNELS: raise UserError(f"no such kernel {self.kernel!r}: choose one of {', '.join(KERNELS)}")
         if not (self.bandwidth > 0 and self.theta_init > 0): raise UserError('bandwidth and theta_init must be positive')
 
 # %% ../nbs/04_sae.ipynb #54f05207
@@ -52,7 +54,7 @@ def init_decoder(
     W = (torch.rand(d_sae, d_in, generator=torch.Generator().manual_seed(seed))*2 - 1) * bound
     return W / W.norm(dim=1, keepdim=True)
 
-# %% ../nbs/04_sae.ipynb #511d1e9e
+# %% ../nbs/04_sae.ipynb #eb0c267f
 class SAE(nn.Module):
     "A sparse autoencoder: eqs 1, 2 and 5; subclasses bring the gate. Works on scaled activations (see `core.Scaler`)"
     unit_norm = True # are the decoder's rows kept at unit norm?
@@ -64,12 +66,15 @@ class SAE(nn.Module):
         super().__init__()
         self.cfg = cfg
         W = init_decoder(cfg.d_sae, cfg.d_in, seed)
-        self.W_enc, self.W_dec = nn.Parameter(W.T.contiguous()), nn.Parameter(W)
+        self.W_enc, self.W_dec = nn.Parameter(W.clone().T), nn.Parameter(W)  # both lie in memory latent by latent
         self.b_enc, self.b_dec = nn.Parameter(torch.zeros(cfg.d_sae)), nn.Parameter(torch.zeros(cfg.d_in))
+
+    def centred(self, x: Tensor) -> Tensor: # what the encoder sees
+        return x - self.b_dec if self.cfg.pre_bias else x
 
     def pre(self, x: Tensor) -> Tensor: # (…, d_in) -> (…, d_sae)
         "Eq. 1: pre-activations"
-        return torch.addmm(self.b_enc, x - self.b_dec if self.cfg.pre_bias else x, self.W_enc) if x.dim() == 2 else self.pre(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return torch.addmm(self.b_enc, self.centred(x), self.W_enc) if x.dim() == 2 else self.pre(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
     def encode(self, x: Tensor) -> Tensor: # (…, d_in) -> (…, d_sae)
         "Latent activations, for use"
@@ -91,21 +96,35 @@ class SAE(nn.Module):
         dead: Tensor|None = None, # which latents count as dead, (d_sae,) bool: AuxK's candidates
     ) -> dict: # 'loss' and its terms 'mse', 'sparsity', 'aux'; 'l0' and 'fired' (d_sae,) bool are for watching
         "Eq. 5, every term by name; the squared error is summed over d_in and averaged over the batch"
-        pre = self.pre(x)
+        pre, idx = self.pre(x), self.revivable(dead)
         f, penalty = self.gate(pre)
         err = x - self.decode(f)
-        t = dict(mse=err.square().sum(-1).mean(), sparsity=warm*penalty, aux=self.auxk(err, pre, dead))
+        aux = err.new_zeros(())
+        if idx is not None:
+            p = pre[:, idx]
+            aux = self.aux(err, self.strongest(p) @ self.W_dec[idx] if self.cfg.aux_coef else None, p, idx)
+        t = dict(mse=err.square().sum(-1).mean(), sparsity=warm*penalty, aux=aux)
         return dict(loss=sum(t.values()), **t, **self.watch(f))
 
-    def auxk(self, err: Tensor, pre: Tensor, dead: Tensor|None) -> Tensor:
+    def revivable(self, dead: Tensor|None) -> Tensor|None:
+        "Indices of the dead latents, if there are any and the configuration does something about them"
+        if dead is None or not (self.cfg.aux_coef or self.cfg.dead_coef) or not bool(dead.any()): return None
+        return dead.nonzero().squeeze(1)
+
+    def strongest(self, pre: Tensor) -> Tensor: # (batch, n_dead) -> (batch, n_dead)
+        "What AuxK lets the dead latents say: the `k_aux` largest positive pre-activations of each example"
+        if pre.shape[1] <= self.cfg.k_aux: return pre.relu()
+        v, i = pre.topk(self.cfg.k_aux, dim=-1)
+        return torch.zeros_like(pre).scatter(-1, i, v.relu())
+
+    def aux(self,
+        err: Tensor, # x - x_hat, (batch, d_in)
+        err_hat: Tensor|None, # what the dead latents make of it, (batch, d_in), if `aux_coef` asks for it
+        pre: Tensor, # their pre-activations, (batch, n_dead)
+        idx: Tensor, # which these are, (n_dead,)
+    ) -> Tensor:
         "AuxK (Gao et al. 2024, arXiv 2406.04093): dead latents explain the error that the living leave"
-        if not self.cfg.aux_coef or dead is None or not bool(dead.any()): return err.new_zeros(())
-        idx = dead.nonzero().squeeze(1)
-        p = pre[:, idx]
-        if len(idx) > self.cfg.k_aux:
-            v, i = p.topk(self.cfg.k_aux, dim=-1)
-            p = torch.zeros_like(p).scatter(-1, i, v)
-        return self.cfg.aux_coef * (err.detach() - p.relu() @ self.W_dec[idx]).square().sum(-1).mean()
+        return self.cfg.aux_coef * (err.detach() - err_hat).square().sum(-1).mean() if self.cfg.aux_coef else err.new_zeros(())
 
     @torch.no_grad()
     def watch(self, f: Tensor) -> dict:
@@ -115,7 +134,8 @@ class SAE(nn.Module):
     @torch.no_grad()
     def before_step(self) -> None:
         "Take out of W_dec's gradient what would only change row norms: call between backward and the optimiser"
-        if self.unit_norm and self.W_dec.grad is not None: self.W_dec.grad -= (self.W_dec.grad*self.W_dec).sum(1, keepdim=True) * self.W_dec
+        if not self.unit_norm or self.W_dec.grad is None: return
+        for g, w in zip(self.W_dec.grad.split(256), self.W_dec.split(256)): g.addcmul_((g*w).sum(1, keepdim=True), w, value=-1)  # in pieces that fit a cache
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -183,7 +203,7 @@ class BatchTopKSAE(SAE):
         p = self.pre(x)
         return p.relu() * (p > self.threshold)
 
-# %% ../nbs/04_sae.ipynb #163dbeff
+# %% ../nbs/04_sae.ipynb #9dd1e2cc
 class JumpReLUSAE(SAE):
     "JumpReLU, eqs 8 and 9, trained through the straight-through estimators of `ste` on raw pre-activations"
     def __init__(self, cfg: SAEConfig, seed: int = 0):
@@ -204,17 +224,18 @@ class JumpReLUSAE(SAE):
         return self
 
     def gate(self, pre: Tensor) -> tuple[Tensor, Tensor]:
-        theta, eps, c = self.threshold, self.cfg.bandwidth, self.cfg
-        f, l0 = jumprelu_and_l0(pre, theta, eps)
-        l0 = l0.mean()
-        return f, c.coef * (l0 if c.target_l0 is None else (l0/c.target_l0 - 1).square())
+        f, l0 = jumprelu_and_l0(pre, self.threshold, self.cfg.bandwidth, KERNELS[self.cfg.kernel])
+        return f, self.charge(l0)
 
-    def auxk(self, err: Tensor, pre: Tensor, dead: Tensor|None) -> Tensor:
+    def charge(self, l0: Tensor) -> Tensor: # latents that fire, (batch,) -> scalar
+        "Eq. 9's sparsity term, or the distance of the batch's mean L0 from its target"
+        c, l0 = self.cfg, l0.mean()
+        return c.coef * (l0 if c.target_l0 is None else (l0/c.target_l0 - 1).square())
+
+    def aux(self, err: Tensor, err_hat: Tensor|None, pre: Tensor, idx: Tensor) -> Tensor:
         "AuxK, and the pre-activation loss that lifts dead latents towards their thresholds"
-        aux = super().auxk(err, pre, dead)
-        if not self.cfg.dead_coef or dead is None or not bool(dead.any()): return aux
-        idx = dead.nonzero().squeeze(1)
-        return aux + self.cfg.dead_coef * (self.threshold.detach()[idx] - pre[:, idx]).relu().sum(-1).mean()
+        lift = (self.threshold.detach()[idx] - pre).relu().sum(-1).mean() if self.cfg.dead_coef else 0.
+        return super().aux(err, err_hat, pre, idx) + self.cfg.dead_coef*lift
 
     def encode(self, x: Tensor) -> Tensor: # (…, d_in) -> (…, d_sae)
         return jumprelu_ste(self.pre(x), self.threshold, self.cfg.bandwidth)
