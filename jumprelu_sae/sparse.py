@@ -84,7 +84,7 @@ def find_support(
     latent = pos.div(B, rounding_mode='floor')
     return Support(pos - latent*B, latent, B, len(W)), pre.add_(b_enc[latent])
 
-# %% ../nbs/05_sparse.ipynb #92f87467
+# %% ../nbs/05_sparse.ipynb #31a554a3
 @torch.no_grad()
 def find_topk(
     x: Tensor, # what the encoder sees, (batch, d_in)
@@ -94,7 +94,7 @@ def find_topk(
     joint: bool = False, # the k·batch largest of the batch instead (BatchTopK)
     block: int = BLOCK, # pre-activations computed at a time
 ) -> tuple[Support, Tensor]: # the chosen pairs whose pre-activation is positive, and these (n_pairs,)
-    "The pairs that TopK or BatchTopK keeps: a bound from group maxima first, then a sort of the few candidates"
+    "The pairs that TopK or BatchTopK keeps: a bound from group maxima first, then the largest of the few candidates"
     W, B, step = W_enc.T, len(x), max(1, block//len(x))
     z = x.new_empty(len(W), B)
     for i in range(0, len(W), step): torch.addmm(b_enc[i:i+step, None], W[i:i+step], x.T, out=z[i:i+step])
@@ -103,13 +103,17 @@ def find_topk(
     bound = best.flatten().topk(min(k*B, best.numel())).values[-1] if joint else best.topk(k, dim=0).values[-1]
     pos = true_positions((z >= bound.clamp_min(0)).flatten())
     v = z.flatten()[pos]
-    if joint: keep = v.sort(descending=True, stable=True).indices[:k*B]
-    else:
-        by_value = v.sort(descending=True, stable=True).indices
-        by_row = by_value[(pos[by_value] % B).sort(stable=True).indices]  # of each example, the largest first
-        row = pos[by_row] % B
-        keep = by_row[torch.arange(len(row), device=x.device) - run_starts(row, B)[row] < k]
-    keep = keep[v[keep] > 0].sort().values
+    if joint: keep = v.topk(min(k*B, len(v)), sorted=False).indices
+    else:  # a line of candidates for each example, filled up with -inf
+        by_row = (pos % B).argsort(stable=True)
+        row = (pos % B)[by_row]
+        starts = run_starts(row, B)
+        lines = x.new_full((B, max(k, int(starts.diff().max()))), -math.inf)
+        lines[row, torch.arange(len(row), device=x.device) - starts[row]] = v[by_row]
+        top = lines.topk(k, dim=1, sorted=False)
+        keep = by_row[(top.indices + starts[:-1, None])[top.values > 0]]
+    chosen = torch.zeros_like(v, dtype=torch.bool).index_fill_(0, keep, True)
+    keep = true_positions(chosen & (v > 0))
     pos, v = pos[keep], v[keep]
     latent = pos.div(B, rounding_mode='floor')
     return Support(pos - latent*B, latent, B, len(W)), v
@@ -168,7 +172,7 @@ class SparsePre(torch.autograd.Function):
             if g_x is not None: g_x.addmm_(g_dead, W_enc[:, idx].T)
         return g_x, g_W.T, g_b, None, None, None
 
-# %% ../nbs/05_sparse.ipynb #25af0b82
+# %% ../nbs/05_sparse.ipynb #662f5129
 def row_sums(values: Tensor, s: Support) -> Tensor: # (n_pairs,) -> (n_rows,)
     return values.new_zeros(s.n_rows).index_add(0, s.row, values)
 
@@ -179,10 +183,10 @@ def line(sae: SAE) -> Tensor: # (d_sae,): below it a pair has no gradient
     if math.isinf(half): raise UserError(f'the {sae.cfg.kernel} kernel never ends, so nothing can be skipped: train densely, or choose the rectangle, triangle or Epanechnikov kernel')
     return sae.threshold.detach() - sae.cfg.bandwidth*half
 
-def support_of(sae: SAE, x: Tensor) -> tuple[Support, Tensor]: # of what the encoder sees, (batch, d_in)
+def support_of(sae: SAE, x: Tensor, block: int = BLOCK) -> tuple[Support, Tensor]: # of what the encoder sees, (batch, d_in)
     "The pairs that matter to this SAE, and their pre-activations"
-    if sae.cfg.arch in ('topk', 'batchtopk'): return find_topk(x, sae.W_enc, sae.b_enc, sae.cfg.k, sae.cfg.arch == 'batchtopk')
-    return find_support(x, sae.W_enc, sae.b_enc, line(sae))
+    if sae.cfg.arch in ('topk', 'batchtopk'): return find_topk(x, sae.W_enc, sae.b_enc, sae.cfg.k, sae.cfg.arch == 'batchtopk', block)
+    return find_support(x, sae.W_enc, sae.b_enc, line(sae), block)
 
 def gate_on(sae: SAE, v: Tensor, s: Support) -> tuple[Tensor, Tensor]:
     "`SAE.gate` for a list of pre-activations: latent activations of the pairs, and the weighted sparsity term"
@@ -206,11 +210,12 @@ def sparse_loss(
     x: Tensor, # scaled activations, (batch, d_in)
     warm: float = 1., # the sparsity term's warm-up factor, 0 to 1
     dead: Tensor|None = None, # which latents count as dead, (d_sae,) bool: AuxK's candidates
+    block: int = BLOCK, # pre-activations computed at a time
 ) -> dict: # as `SAE.loss`, and 'share', the part of all pairs that the support held
     "`SAE.loss` with the same values and gradients, computed on the pairs that have any"
     x_in, gated = sae.centred(x), sae.cfg.arch == 'gated'
     idx = None if gated else sae.revivable(dead)
-    s, pre = support_of(sae, x_in)
+    s, pre = support_of(sae, x_in, block)
     v, p = SparsePre.apply(x_in, sae.W_enc, sae.b_enc, s, pre, idx)
     f, penalty, *aux = gated_on(sae, v, s, x) if gated else gate_on(sae, v, s)
     x_hat, err_hat = SparseDecode.apply(f, sae.W_dec, sae.b_dec, s, sae.strongest(p) if idx is not None and sae.cfg.aux_coef else None, idx)
