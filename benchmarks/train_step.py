@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from jumprelu_sae.core import SyntheticStream, cache_dir, read_json, run_env, write_json
 from jumprelu_sae.sae import SAEConfig, make_sae
-from jumprelu_sae.sparse import bags, find_support, line, true_positions
-from jumprelu_sae.train import TrainConfig, Trainer, train_saes
+from jumprelu_sae.sparse import bags, find_support, line
+from jumprelu_sae.train import TrainConfig, Trainer, make_adam, train_saes
 
 here = Path(__file__).parent
 OUT = here.parent/'results'/'benchmarks'/'train_step.json'
@@ -116,14 +116,17 @@ def part_pieces(a) -> list[dict]:
     zero = csr(s.latent_starts, s.row, torch.zeros_like(v), (d_sae, batch))
     both = bags(s.row, grad, s.latent_starts, w)
     out = torch.empty(batch, d_sae)
-    mask = (x @ W.T > low).flatten()
+    sae = make_sae(SAEConfig('jumprelu', d_in, d_sae))
+    adam = make_adam(sae, TrainConfig(10**9, lr=1e-12))
+    for p in sae.parameters(): p.grad = torch.randn_like(p)
+    def norms(): sae.before_step(); sae.after_step()
     pieces = {('encoder product', 'dense'): lambda: torch.mm(x, W.T, out=out),
         ('encoder product and search, in blocks', 'ours'): lambda: find_support(x, W.T, torch.zeros(d_sae), torch.full((d_sae,), low)),
-        ('search alone', 'torch nonzero'): lambda: mask.nonzero(), ('search alone', 'ours'): lambda: true_positions(mask),
-        ('decode', 'torch CSR'): lambda: A @ W, ('decode', 'embedding_bag'): lambda: bags(s.latent[s.by_row], W, s.row_starts, v[s.by_row]),
-        ('gradient of the latents', 'torch CSR'): lambda: torch.sparse.sampled_addmm(zero, W, grad.T, beta=0.), ('gradient of the latents', 'embedding_bag'): lambda: torch.autograd.grad(both, w, W, retain_graph=True),
-        ("gradient of W_dec", 'torch CSR'): lambda: At @ grad, ("gradient of W_dec", 'embedding_bag'): lambda: bags(s.row, grad, s.latent_starts, v),
-        ("gradient of W_enc", 'torch CSR'): lambda: At @ x, ("gradient of W_enc", 'embedding_bag'): lambda: bags(s.row, x, s.latent_starts, v)}
+        ('decode', 'embedding_bag'): lambda: bags(s.latent[s.by_row], W, s.row_starts, v[s.by_row]), ('decode', 'torch CSR'): lambda: A @ W,
+        ('gradient of the latents', 'embedding_bag'): lambda: torch.autograd.grad(both, w, W, retain_graph=True), ('gradient of the latents', 'torch CSR'): lambda: torch.sparse.sampled_addmm(zero, W, grad.T, beta=0.),
+        ('gradient of W_dec', 'embedding_bag'): lambda: bags(s.row, grad, s.latent_starts, v), ('gradient of W_dec', 'torch CSR'): lambda: At @ grad,
+        ('gradient of W_enc', 'embedding_bag'): lambda: bags(s.row, x, s.latent_starts, v), ('gradient of W_enc', 'torch CSR'): lambda: At @ x,
+        ('Adam, both matrices', 'torch, fused'): adam.step, ('unit norms', 'ours'): norms}
     times = {k: [] for k in pieces}
     torch.testing.assert_close(A @ W, bags(s.latent[s.by_row], W, s.row_starts, v[s.by_row]), rtol=1e-4, atol=1e-5)
     for i in range(a.rounds + 1):
@@ -142,19 +145,23 @@ def part_curves(a) -> dict:
     recipes = {"the paper's loss": dict(coef=.004, bandwidth=.02, theta_init=.02), 'the short recipe': dict(coef=10., target_l0=32., bandwidth=.05, dead_coef=.01)}
     for name, cfg in recipes.items():
         runs = {}
-        for path in ('dense', 'sparse', 'auto'):
+        for run in ('dense', 'sparse', 'auto', 'nudged', 'dense64', 'sparse64'):
+            dtype, path = torch.float64 if run.endswith('64') else torch.float32, 'dense' if run == 'nudged' else run.removesuffix('64')
             sae = make_sae(SAEConfig('jumprelu', 256, 2048, **cfg), 0)
             if name == 'the short recipe': sae.init_thresholds(SyntheticStream(256, 1024, 24., 512).draw(4096)[0], 32.)
-            tr = Trainer({'sae': sae}, SyntheticStream(256, 1024, 24., 512), TrainConfig(500*512, 512, lr=1e-3, threshold_lr=1e-2 if 'target_l0' in cfg else None, lr_warmup=.05, sparsity_warmup=.1, lr_decay=.2, dead_after=25_000, log_every=1), path=path)
+            if run == 'nudged':  # one part in 2**24 more: the last digit of every weight
+                with torch.no_grad(): sae.W_enc.copy_(torch.nextafter(sae.W_enc, torch.tensor(2.)))
+            tr = Trainer({'sae': sae.to(dtype)}, SyntheticStream(256, 1024, 24., 512), TrainConfig(500*512, 512, lr=1e-3, threshold_lr=1e-2 if 'target_l0' in cfg else None, lr_warmup=.05, sparsity_warmup=.1, lr_decay=.2, dead_after=25_000, log_every=1), path=path)
             t = time.perf_counter(); train_saes(tr, progress=False)
-            runs[path] = dict(history=tr.history['sae'], seconds=time.perf_counter() - t, log=tr.paths.log['sae'])
-        gap = lambda p: max(abs(r[1] - q[1])/q[1] for r, q in zip(runs[p]['history'], runs['dense']['history']))
-        out[name] = dict(steps=500, loss={p: [round(h[1], 8) for h in r['history']] for p, r in runs.items()}, l0={p: [h[3] for h in r['history']] for p, r in runs.items()},
-            seconds={p: r['seconds'] for p, r in runs.items()}, switches=runs['auto']['log'], largest_relative_difference={p: gap(p) for p in ('sparse', 'auto')})
+            runs[run] = dict(history=tr.history['sae'], seconds=time.perf_counter() - t, log=tr.paths.log['sae'])
+            if run == 'sparse': last = sae
+        gap = lambda a, b: max(abs(r[1] - q[1])/q[1] for r, q in zip(runs[a]['history'], runs[b]['history']))
+        out[name] = dict(steps=500, loss={k: [h[1] for h in r['history']] for k, r in runs.items()}, l0={k: [h[3] for h in runs[k]['history']] for k in ('dense', 'sparse')},
+            seconds={k: r['seconds'] for k, r in runs.items()}, switches=runs['auto']['log'], largest_relative_difference={k: gap(k, 'dense64' if k == 'sparse64' else 'dense') for k in ('sparse', 'auto', 'nudged', 'sparse64')})
         print(name, {k: out[name][k] for k in ('seconds', 'switches', 'largest_relative_difference')}, 'final L0', runs['sparse']['history'][-1][3], flush=True)
         # which latents would an optimiser have touched?
-        tr.saes['sae'].train()
-        out[name]['touched'] = {b: float((find_support((xb := SyntheticStream(256, 1024, 24., b).draw(b)[0]), sae.W_enc, sae.b_enc, line(sae))[0].latent.unique().numel())/2048) for b in (128, 512, 2048, 4096)}
+        touched = lambda b: find_support(SyntheticStream(256, 1024, 24., b).draw(b)[0], last.W_enc, last.b_enc, line(last))[0].latent.unique().numel()/2048
+        out[name]['touched'] = {b: touched(b) for b in (128, 512, 2048, 4096)}
         print('latents with a pair in a batch:', out[name]['touched'], flush=True)
     return out
 

@@ -57,7 +57,7 @@ def saelens(a, W, x, theta, eps):
     sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_in=a.d_in, d_sae=a.d_sae, dtype='float32', device=a.device, apply_b_dec_to_input=False, normalize_activations='none',
         jumprelu_init_threshold=theta, jumprelu_bandwidth=eps, l0_coefficient=6e-4))
     with torch.no_grad(): sae.W_dec.copy_(W); sae.W_enc.copy_(W.T); sae.b_enc.zero_(); sae.b_dec.zero_()
-    tr = SAETrainer(cfg=SAETrainerConfig(total_training_samples=10**6*a.batch, train_batch_size_samples=a.batch, lr=1e-12, adam_beta1=0.0, device=a.device), sae=sae, data_provider=iter(()))
+    tr = SAETrainer(cfg=SAETrainerConfig(total_training_samples=10**6*a.batch, train_batch_size_samples=a.batch, lr=1e-12, lr_end=1e-12, adam_beta1=0.0, device=a.device), sae=sae, data_provider=iter(()))
 
     def step():
         tr.step(x)

@@ -6,7 +6,7 @@ from test_golden import GOLDEN, B, D, M, T
 import numpy as np
 from jumprelu_sae.core import ARCHS, SyntheticStream, UserError
 from jumprelu_sae.sae import SAEConfig, make_sae
-from jumprelu_sae.sparse import choose_path, find_support, find_topk, sparse_loss, support_share, true_positions
+from jumprelu_sae.sparse import choose_path, find_support, find_topk, sparse_loss, support_share
 from jumprelu_sae.train import TrainConfig, Trainer, make_adam, train_saes
 
 root = Path(__file__).parent.parent
@@ -17,8 +17,10 @@ def case(arch, seed, dtype, **settings):
     r = torch.Generator().manual_seed(seed)
     def pick(*c): return c[int(torch.randint(len(c), (), generator=r))]
     n, d_sae, batch = pick(1, 3, 16, 40), pick(5, 24, 130), pick(1, 6, 65)
-    cfg = dict(k=pick(1, 3, 5), coef=pick(.05, 1.), bandwidth=pick(.01, .1, 1.), theta_init=pick(.01, .2, 1.), kernel=pick(*KERNELS), target_l0=pick(None, 3.), log_threshold=pick(True, False),
-        pre_bias=pick(True, False), aux_coef=pick(0., .2), k_aux=pick(1, 4, 512), dead_coef=pick(0., .2)) | settings
+    cfg = dict(k=pick(1, 3, 5), coef=pick(.05, 1.), bandwidth=pick(.01, .1, 1.), theta_init=pick(.01, .2, 1.), kernel=pick(*KERNELS), target_l0=pick(None, 3.), per_example=pick(True, False), estimator=pick('ste', 'kde', 'input'), penalty=pick('l0', 'l1', 'tanh'), log_threshold=pick(True, False),
+        pre_bias=pick(True, False), aux_coef=pick(0., .2), k_aux=pick(1, 4, 512), dead_coef=pick(0., .2))
+    if dtype == torch.float32 and cfg['kernel'] != 'rectangle': cfg['bandwidth'] = 1.  # see test_float32_of_a_sloped_kernel
+    cfg |= settings
     sae = make_sae(SAEConfig(arch, n, d_sae, **cfg), seed)
     with torch.no_grad():
         for name, p in sae.named_parameters():
@@ -51,6 +53,18 @@ def same(sae, x, dead, tol):
 @pytest.mark.parametrize('arch', ARCHS)
 def test_same_as_dense(arch, dtype, tol):
     for seed in range(40): same(*case(arch, seed, dtype), tol)
+
+def test_float32_of_a_sloped_kernel():
+    "A kernel with a slope turns a rounding of the pre-activation into an error of rounding/bandwidth: in a narrow window float32 is that far from float64, the sparse step no farther than the dense one"
+    far = {'dense': [], 'sparse': []}
+    for seed in range(90):
+        sae, x, dead = case('jumprelu', seed, torch.float32, kernel=KERNELS[1 + seed % 2], bandwidth=.01)
+        (_, a), (_, b) = both(sae, x, dead)
+        true = both(sae.double(), x.double(), dead)[0][1]['theta_param']
+        if true is None or not true.any(): continue
+        for k, g in (('dense', a), ('sparse', b)): far[k].append(float((g['theta_param'] - true).abs().max()/true.abs().max()))
+    dense, sparse = (torch.tensor(far[k]).clamp_min(1e-9).log() for k in ('dense', 'sparse'))
+    assert len(dense) > 30 and sparse.mean() - dense.mean() < math.log(2) and sparse.max() < math.log(1e-2)
 
 @pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('eps', [.01, .3, 5.])
@@ -163,11 +177,6 @@ def test_the_matrix_of_pre_activations_never_exists():
             return out
     with Watch(): sparse_loss(sae, x, block=256*400)['loss'].backward()
     assert largest < 256*4096/4
-
-def test_true_positions_of_every_length():
-    for n in range(40):
-        m = torch.rand(n, generator=torch.Generator().manual_seed(n)) < .3
-        assert torch.equal(true_positions(m), m.nonzero().squeeze(1))
 
 @pytest.mark.parametrize('who', ['encoder product', 'ours, sparse', 'ours, dense, short recipe'])
 def test_benchmark_worker_takes_steps(who):

@@ -1,0 +1,31 @@
+"tools/mutate.py: its substitutions fit the source, a fault that it brings in is noticed, and what is no fault is not"
+import dataclasses, sys
+from pathlib import Path
+import pytest
+sys.path.insert(0, str(Path(__file__).parent.parent/'tools'))
+import mutate
+
+@pytest.mark.parametrize('m', mutate.MUTANTS, ids=lambda m: f'{m.fault} in {m.where}')
+def test_substitution_fits_once(m):
+    assert mutate.matches(m) == 1, f'{m.old!r} is in {m.file} {mutate.matches(m)} times: bring tools/mutate.py up to date'
+    src = (mutate.ROOT/mutate.LIB/m.file).read_text(encoding='utf-8').replace(m.old, m.new)
+    compile(src, m.file, 'exec')
+
+def test_all_seven_faults_are_there():
+    assert {m.fault[0] for m in mutate.MUTANTS} == set('1234567')
+
+def test_a_mutant_goes_red(tmp_path):
+    m = next(m for m in mutate.MUTANTS if m.fault == '1 step on f' and m.where == 'l0')
+    m = dataclasses.replace(m, tests=['tests/test_ste.py::test_fused_equals_the_two'])
+    mutate.copy(tmp_path)
+    before = (tmp_path/mutate.LIB/m.file).read_bytes()
+    assert mutate.run_mutant(m, tmp_path).startswith('tests/test_ste.py::test_fused_equals_the_two')
+    assert (tmp_path/mutate.LIB/m.file).read_bytes() == before
+    same = dataclasses.replace(m, new=m.old + ' ')                       # a space more: nothing to notice
+    assert mutate.run_mutant(same, tmp_path) is None
+
+def test_what_is_not_the_copy_is_refused(tmp_path, monkeypatch):
+    mutate.copy(tmp_path/'copy')
+    elsewhere = tmp_path/'copy'/'moved'
+    (tmp_path/'copy'/mutate.LIB).rename(elsewhere)                       # now only the installed package can be found
+    with pytest.raises(RuntimeError): mutate.run_tests(tmp_path/'copy', ['tests/test_ste.py::test_the_loss'])
