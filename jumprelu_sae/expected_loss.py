@@ -47,7 +47,7 @@ class World:
         pi = self.draw(n, g)
         return pi, self.mean(pi) + self.var(pi).sqrt()*torch.randn(n, generator=g, dtype=pi.dtype)
 
-# %% ../nbs/03_expected_loss.ipynb #2eb86bbe
+# %% ../nbs/03_expected_loss.ipynb #13be7ac1
 def population_loss(
     w: World,                # the population
     theta: float|None=None,  # threshold; the world's own by default
@@ -62,7 +62,6 @@ def population_gradient(
     t = torch.tensor(w.theta, dtype=torch.float64)
     return ((2*t*(w.mean(t) - t/2) - w.lam)*w.density(t)).item()
 
-# %% ../nbs/03_expected_loss.ipynb #a27ad6e0
 def _normal(z, mu=0., sd=1.): return torch.exp(-0.5*((z - mu)/sd)**2)/(sd*math.sqrt(2*math.pi))
 
 def toy_worlds() -> dict[str, World]: # by name

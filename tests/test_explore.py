@@ -28,8 +28,8 @@ def threshold_line(t):
     a, z = toy()
     both = (a > 0) & (z > t)
     fp, missed = np.mean(z[a == 0] > t), np.mean(z[a > 0] <= t)
-    return (f'threshold {t:.2f}: false positives {100*fp:.1f} %, missed {100*missed:.1f} %, magnitude kept {z[both].mean()/a[both].mean():.2f}; '
-            f'as a bias: the same mistakes, magnitude kept {(z[both] - t).mean()/a[both].mean():.2f}')
+    return (f'threshold {t:.2f}: false positives {100*fp:.1f} %, missed {100*missed:.1f} %, magnitude kept {z[both].mean()/a[both].mean():.2f} '
+            f'(as a bias: {(z[both] - t).mean()/a[both].mean():.2f})')
 
 def bandwidth_line(eps, kernel):
     x = torch.randn(1024, 200, generator=torch.Generator().manual_seed(0)).double().numpy()

@@ -1,4 +1,4 @@
-"""Bring each of the seven faults of `02_ste` into a copy of the package, and see which test goes red.
+"""Bring each of the seven faults of `02_ste` into a copy of the package, and see which tests go red.
 
 `python tools/mutate.py` prints a table and exits with 1 if a fault survives, or if a text to be replaced is not in the source exactly once.
 `python tools/mutate.py "1/eps twice"` runs the faults whose name holds that text."""
@@ -17,11 +17,13 @@ class Mutant:
     file: str    # of the package
     old: str     # what stands there, exactly once
     new: str     # what shall stand there
-    tests: list  # what to run, until the first red
+    tests: list  # what to run
+    nb: str = '' # a notebook that must have the fault too, because its cells are what is tested
 
 MUTANTS = [
     Mutant('1 step on f', 'l0', 'ste.py', 'return step_ste(pre, theta, bandwidth, kernel).sum', 'return step_ste(pre*(pre > theta), theta, bandwidth, kernel).sum', STE),
     Mutant('1 step on f', 'jumprelu_and_l0', 'ste.py', '@ w.reshape(-1, len(theta))', '@ _window(_gate(pre, theta).mul_(pre), theta, ctx.bandwidth, ctx.kernel).reshape(-1, len(theta))', STE),
+    Mutant('1 step on f', 'JumpReLUSAE.fire', 'sae.py', 'else step_ste(pre, theta, c.bandwidth, K)', 'else step_ste(f, theta, c.bandwidth, K)', ['tests/test_sparse.py::test_same_as_dense[jumprelu-float64]']),
     Mutant('2 ReLU before the step', 'all windows', 'ste.py', 'u = (pre - theta).div_(bandwidth)', 'u = (pre.relu() - theta).div_(bandwidth)', STE),
     Mutant('3 no chain factor of log theta', 'JumpReLUSAE.threshold', 'sae.py', 'return self.theta_param.exp() if', 'return self.theta_param + (self.theta_param.exp() - self.theta_param).detach() if', SPARSE),
     Mutant('4 1/eps twice', 'step_ste', 'ste.py', 'return None, -(w.sum_to_size(theta.shape)/ctx.bandwidth)', 'return None, -(w.sum_to_size(theta.shape)/ctx.bandwidth**2)', STE),
@@ -29,13 +31,13 @@ MUTANTS = [
     Mutant('4 1/eps twice', 'jumprelu_and_l0', 'ste.py', '-(g_theta/ctx.bandwidth)', '-(g_theta/ctx.bandwidth**2)', STE),
     Mutant('5 z for theta in eq. 11', 'jumprelu_ste', 'ste.py', '-(w.sum_to_size(theta.shape)*theta/', '-((w*pre).sum_to_size(theta.shape)/', STE),
     Mutant('5 z for theta in eq. 11', 'jumprelu_and_l0', 'ste.py', 'w.mul_(g_f).sum_to_size(theta.shape)*theta', 'w.mul_(g_f).mul_(pre).sum_to_size(theta.shape)', STE),
-    Mutant('6 bf16 thresholds', 'JumpReLUSAE._apply', 'sae.py', 'if p.dtype in (torch.bfloat16, torch.float16):', 'if False:', ['nbs/04_sae.ipynb']),
+    Mutant('6 bf16 thresholds', 'JumpReLUSAE._apply', 'sae.py', 'if p.dtype in (torch.bfloat16, torch.float16):', 'if False:', ['nbs/04_sae.ipynb'], '04_sae.ipynb'),
     Mutant('7 leak into z', 'step_ste', 'ste.py', 'return None, -(w.sum_to_size(theta.shape)/', 'return w/ctx.bandwidth, -(w.sum_to_size(theta.shape)/', STE),
     Mutant('7 leak into z', 'jumprelu_ste', 'ste.py', 'g_pre = _gate(pre, theta).mul_(g)\n', 'g_pre = _gate(pre, theta).mul_(g) + _window(pre, theta, ctx.bandwidth, ctx.kernel).mul_(g)*theta/ctx.bandwidth\n', STE),
     Mutant('7 leak into z', 'jumprelu_and_l0', 'ste.py', 'g_pre = _gate(pre, theta).mul_(g_f)', 'g_pre = _gate(pre, theta).mul_(g_f) + g_l0[..., None]*_window(pre, theta, ctx.bandwidth, ctx.kernel)/ctx.bandwidth', STE),
 ]
 
-# Loaded by pytest in the copy: the copy must be what is imported, and the first red test is named on a line of its own
+# Loaded by pytest in the copy: the copy must be what is imported, and every red test is named on a line of its own
 PLUGIN = f'''
 from pathlib import Path
 import {LIB}
@@ -46,9 +48,13 @@ def pytest_runtest_logreport(report):
     if report.failed: print(f'\\nRED {{report.nodeid}}')
 '''
 
+def files(m):
+    "Where the fault goes, from the root"
+    return [f'{LIB}/{m.file}', *([f'nbs/{m.nb}'] if m.nb else [])]
+
 def matches(m):
-    "How often the text to be replaced is in the source"
-    return (ROOT/LIB/m.file).read_text(encoding='utf-8').count(m.old)
+    "How often the text to be replaced is in each source"
+    return [(ROOT/f).read_text(encoding='utf-8').count(m.old) for f in files(m)]
 
 def copy(folder):
     "The package, its tests and notebooks in `folder`, and the plugin; nothing is installed"
@@ -58,22 +64,23 @@ def copy(folder):
     (folder/'mutant_plugin.py').write_text(PLUGIN, encoding='utf-8')
 
 def run_tests(folder, tests):
-    "The first red test of the copy in `folder`, or None; raises RuntimeError when the run says nothing about the copy"
+    "The red tests of the copy in `folder`, in the order they ran; raises RuntimeError when the run says nothing about the copy"
     env = dict(os.environ, PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE='1')
-    cmd = [sys.executable, '-m', 'pytest', '-x', '-q', '-s', '--tb=no', '-p', 'no:cacheprovider', '-p', 'mutant_plugin', *tests]
+    cmd = [sys.executable, '-m', 'pytest', '-q', '-s', '--tb=no', '-p', 'no:cacheprovider', '-p', 'mutant_plugin', *tests]
     r = subprocess.run(cmd, cwd=folder, env=env, capture_output=True, text=True)
     if 'COPY IS TESTED' not in r.stdout or r.returncode not in (0, 1): raise RuntimeError(f'pytest ended with {r.returncode}:\n{r.stdout[-2000:]}\n{r.stderr[-2000:]}')
-    red = re.search(r'^RED (.+)$', r.stdout, flags=re.M)
+    red = re.findall(r'^RED (.+)$', r.stdout, flags=re.M)
     if bool(red) != (r.returncode == 1): raise RuntimeError(f'red tests and exit status do not agree:\n{r.stdout[-2000:]}')
-    return red[1] if red else None
+    return red
 
 def run_mutant(m, folder):
-    "The test that notices `m` in the copy in `folder`, or None; the copy is as before afterwards"
-    p = folder/LIB/m.file
-    src = p.read_text(encoding='utf-8')
-    p.write_text(src.replace(m.old, m.new), encoding='utf-8')
-    try: return run_tests(folder, m.tests)
-    finally: p.write_text(src, encoding='utf-8')
+    "The tests that notice `m` in the copy in `folder`; the copy is as before afterwards"
+    was = {folder/f: (folder/f).read_text(encoding='utf-8') for f in files(m)}
+    try:
+        for p, src in was.items(): p.write_text(src.replace(m.old, m.new), encoding='utf-8')
+        return run_tests(folder, m.tests)
+    finally:
+        for p, src in was.items(): p.write_text(src, encoding='utf-8')
 
 def main(which=''):
     chosen, bad = [m for m in MUTANTS if which in m.fault], 0
@@ -82,12 +89,13 @@ def main(which=''):
         folder = Path(d)
         copy(folder)
         tests = list(dict.fromkeys(t for m in chosen for t in m.tests))
-        if red := run_tests(folder, tests): print(f'red without any mutation: {red}'); return 1
-        print(f"{'fault':31s} {'brought into':22s} first red test")
+        if red := run_tests(folder, tests): print(f'red without any mutation: {red[0]}'); return 1
+        print(f"{'fault':31s} {'brought into':22s} red  the first of them")
         for m in chosen:
-            out = f'NO MATCH: its text is in {m.file} {n} times' if (n := matches(m)) != 1 else run_mutant(m, folder) or 'SURVIVED'
-            bad += out.startswith(('NO MATCH', 'SURVIVED'))
-            print(f'{m.fault:31s} {m.where:22s} {out}', flush=True)
+            if any(n != 1 for n in matches(m)): red, out = [], f'NO MATCH: its text is in {" and ".join(files(m))} {matches(m)} times'
+            else: out = (red := run_mutant(m, folder)) and red[0] or 'SURVIVED'
+            bad += not red
+            print(f'{m.fault:31s} {m.where:22s} {len(red):3d}  {out}', flush=True)
     print(f'{len(chosen)} mutants, {bad} unnoticed')
     return int(bad > 0)
 
