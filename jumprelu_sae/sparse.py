@@ -161,7 +161,7 @@ class SparsePre(torch.autograd.Function):
             if g_x is not None: g_x.addmm_(g_dead, W_enc[:, idx].T)
         return g_x, g_W.T, g_b, None, None, None
 
-# %% ../nbs/05_sparse.ipynb #38504c5b
+# %% ../nbs/05_sparse.ipynb #5d4ee088
 def row_sums(values: Tensor, s: Support) -> Tensor: # (n_pairs,) -> (n_rows,)
     return values.new_zeros(s.n_rows).index_add(0, s.row, values)
 
@@ -174,12 +174,12 @@ def line(sae: SAE) -> Tensor: # (d_sae,): below it a pair has no gradient
 
 def support_of(sae: SAE, x: Tensor, block: int = BLOCK) -> tuple[Support, Tensor]: # of what the encoder sees, (batch, d_in)
     "The pairs that matter to this SAE, and their pre-activations"
-    if sae.cfg.arch in ('topk', 'batchtopk'): return find_topk(x, sae.W_enc, sae.b_enc, sae.cfg.k, sae.cfg.arch == 'batchtopk', block)
+    if sae.selects: return find_topk(x, sae.W_enc, sae.b_enc, sae.selects[1], sae.selects[0] == 'batchtopk', block)
     return find_support(x, sae.W_enc, sae.b_enc, line(sae), block)
 
 def gate_on(sae: SAE, v: Tensor, s: Support) -> tuple[Tensor, Tensor]:
     "`SAE.gate` for a list of pre-activations: latent activations of the pairs, and the weighted sparsity term"
-    if sae.cfg.arch == 'jumprelu':
+    if sae.cfg.arch == 'jumprelu' and not sae.selects:
         f, size = sae.fire(v, sae.threshold.index_select(0, s.latent), s.n_rows)
         return f, sae.charge(row_sums(size, s))
     f = v.relu()
@@ -215,7 +215,7 @@ def sparse_loss(
     fired = torch.zeros(s.d_sae, dtype=torch.bool, device=x.device).index_fill_(0, s.latent[on], True)
     return dict(loss=sum(t.values()), **t, l0=on.sum()/len(x), fired=fired, share=torch.tensor(s.share))
 
-# %% ../nbs/05_sparse.ipynb #b7a0e70a
+# %% ../nbs/05_sparse.ipynb #725f0cd4
 SPARSE_BELOW, DENSE_ABOVE = 0.16, 0.19  # shares of all pairs; measured, see 05_sparse
 
 @torch.no_grad()
@@ -224,7 +224,7 @@ def support_share(
     x: Tensor, # some scaled activations, (n, d_in)
 ) -> float: # 0 to 1
     "Which part of all (example, latent) pairs can have a gradient; 1 for a kernel that never ends"
-    if sae.cfg.arch in ('topk', 'batchtopk'): return sae.cfg.k/sae.cfg.d_sae
+    if sae.selects: return sae.selects[1]/sae.cfg.d_sae
     if sae.cfg.arch == 'jumprelu' and math.isinf(KERNELS[sae.cfg.kernel].half_width): return 1.
     return float((sae.pre(x) > line(sae)).float().mean())
 

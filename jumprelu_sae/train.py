@@ -21,7 +21,7 @@ from .core import ActivationStream, UserError, fingerprint, load_tensors, read_j
 from .sae import SAE
 from .sparse import choose_path, sparse_loss, support_share
 
-# %% ../nbs/20_train.ipynb #d6d027ae
+# %% ../nbs/20_train.ipynb #3e60f59f
 @dataclass
 class TrainConfig:
     "How to train; the defaults are the paper's recipe, as Gemma Scope states it"
@@ -35,6 +35,7 @@ class TrainConfig:
     lr_warmup: float = 1000 # cosine from 0.1 to 1: steps, or a fraction of the run if below 1
     sparsity_warmup: float = 10_000 # linear from 0 to 1: steps, or a fraction of the run if below 1
     lr_decay: float = 0. # linear to 0 over this last fraction of the run (departure)
+    start: float = 0. # JumpReLU SAEs with a `start` select until here: steps, or a fraction of the run if below 1 (departure)
     dead_after: int = 10_000_000 # silent for so many tokens: dead, AuxK's business
     log_every: int|None = None # steps between entries of the history; default: 50 entries a run
 
@@ -64,7 +65,7 @@ def sparsity_factor(
     w = cfg.steps(cfg.sparsity_warmup)
     return 1. if step >= w else step/w
 
-# %% ../nbs/20_train.ipynb #a41cc555
+# %% ../nbs/20_train.ipynb #cdb8060b
 def check_finite(
     x: Tensor, # a batch of activations
     step: int, # which one
@@ -115,6 +116,7 @@ def train_step(
 ) -> dict: # the terms of `SAE.loss`, as they were before the step
     "One step of one SAE"
     for g in opt.param_groups: g['lr'] = g['base']*lr_factor(step, cfg)
+    if sae.cfg.start and sae.selects and step >= cfg.steps(cfg.start): sae.end_start(x)
     loss = sae.loss if path == 'dense' else partial(sparse_loss, sae)
     t = loss(x, warm=sparsity_factor(step, cfg), dead=silent >= cfg.dead_after)
     opt.zero_grad(set_to_none=True)

@@ -17,10 +17,11 @@ def case(arch, seed, dtype, **settings):
     r = torch.Generator().manual_seed(seed)
     def pick(*c): return c[int(torch.randint(len(c), (), generator=r))]
     n, d_sae, batch = pick(1, 3, 16, 40), pick(5, 24, 130), pick(1, 6, 65)
-    cfg = dict(k=pick(1, 3, 5), coef=pick(.05, 1.), bandwidth=pick(.01, .1, 1.), theta_init=pick(.01, .2, 1.), kernel=pick(*KERNELS), target_l0=pick(None, 3.), per_example=pick(True, False), estimator=pick('ste', 'kde', 'input'), penalty=pick('l0', 'l1', 'tanh'), log_threshold=pick(True, False),
+    cfg = dict(k=pick(1, 3, 5), coef=pick(.05, 1.), bandwidth=pick(.01, .1, 1.), theta_init=pick(.01, .2, 1.), kernel=pick(*KERNELS), target_l0=pick(None, 3.), start=pick(None, 'topk', 'batchtopk'), per_example=pick(True, False), estimator=pick('ste', 'kde', 'input'), penalty=pick('l0', 'l1', 'tanh'), log_threshold=pick(True, False),
         pre_bias=pick(True, False), aux_coef=pick(0., .2), k_aux=pick(1, 4, 512), dead_coef=pick(0., .2))
     if dtype == torch.float32 and cfg['kernel'] != 'rectangle': cfg['bandwidth'] = 1.  # see test_float32_of_a_sloped_kernel
     cfg |= settings
+    if cfg['start']: cfg['target_l0'] = 3.
     sae = make_sae(SAEConfig(arch, n, d_sae, **cfg), seed)
     with torch.no_grad():
         for name, p in sae.named_parameters():
@@ -58,7 +59,7 @@ def test_float32_of_a_sloped_kernel():
     "A kernel with a slope turns a rounding of the pre-activation into an error of rounding/bandwidth: in a narrow window float32 is that far from float64, the sparse step no farther than the dense one"
     far = {'dense': [], 'sparse': []}
     for seed in range(90):
-        sae, x, dead = case('jumprelu', seed, torch.float32, kernel=KERNELS[1 + seed % 2], bandwidth=.01)
+        sae, x, dead = case('jumprelu', seed, torch.float32, kernel=KERNELS[1 + seed % 2], bandwidth=.01, start=None)
         (_, a), (_, b) = both(sae, x, dead)
         true = both(sae.double(), x.double(), dead)[0][1]['theta_param']
         if true is None or not true.any(): continue
@@ -69,7 +70,7 @@ def test_float32_of_a_sloped_kernel():
 @pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('eps', [.01, .3, 5.])
 def test_every_kernel_that_ends(kernel, eps):
-    for seed in range(8): same(*case('jumprelu', seed, torch.float64, kernel=kernel, bandwidth=eps), 1e-12)
+    for seed in range(8): same(*case('jumprelu', seed, torch.float64, kernel=kernel, bandwidth=eps, start=None), 1e-12)
 
 @pytest.mark.parametrize('block', [1, 37, 1000])
 def test_blocks_do_not_matter(block):
@@ -159,7 +160,7 @@ def test_sae_of_another_layout_trains_the_same():
     torch.testing.assert_close(a.W_enc, b.W_enc, rtol=1e-10, atol=1e-12)
 
 def test_gaussian_stays_dense():
-    sae, x, _ = case('jumprelu', 0, torch.float64, kernel='gaussian')
+    sae, x, _ = case('jumprelu', 0, torch.float64, kernel='gaussian', start=None)
     with pytest.raises(UserError, match='never ends'): sparse_loss(sae, x)
     assert support_share(sae, x) == 1 and choose_path(1.) == 'dense'
 
