@@ -48,11 +48,11 @@ def ingredients() -> dict:
     J = lambda s=None, t=None, **kw: spec('jumprelu', s, t, **kw)
     plain_s, plain_t = dict(start=None, aux_coef=0., dead_coef=0.), dict(start=0., beta1=0., lr_decay=.2)
     P = lambda s=None, t=None, **kw: spec('jumprelu', plain_s | (s or {}), plain_t | (t or {}), **kw)
-    out = {'short recipe': J(), 'without the start (quantiles)': J(dict(start=None), dict(start=0.), init=L0), 'start by BatchTopK': J(dict(start='batchtopk')), 'start for 80 %': J(t=dict(start=.8)), 'start for 20 %': J(t=dict(start=.2)),
-        'without momentum': J(t=dict(beta1=0.)), 'without AuxK': J(dict(aux_coef=0.)), 'without the loss of dead latents': J(dict(dead_coef=0.)), 'without either': J(dict(aux_coef=0., dead_coef=0.)),
-        'bandwidth 0.02': J(dict(bandwidth=.02)), 'bandwidth 0.2': J(dict(bandwidth=.2)), 'KDE estimator': J(dict(estimator='kde')), 'triangle kernel': J(dict(kernel='triangle')),
-        'raw θ': J(dict(log_threshold=False), dict(threshold_lr=1e-3)), 'threshold lr 1e-3': J(t=dict(threshold_lr=1e-3)), 'target of each example': J(dict(per_example=True, coef=1.)), 'coefficient 1': J(dict(coef=1.)),
-        'plain': P(init=L0), 'plain + start': P(dict(start='topk'), dict(start=.5)), 'plain + momentum': P(t=dict(beta1=.9), init=L0), 'plain + dead latents': P(dict(aux_coef=AUXK, dead_coef=.01), init=L0), 'plain + longer decay': P(t=dict(lr_decay=.5), init=L0), 'plain + bandwidth 0.2': P(dict(bandwidth=.2), init=L0)}
+    out = {'short recipe': J(), 'without the start (quantiles)': J(dict(start=None), dict(start=0.), init=L0), 'start by BatchTopK': J(dict(start='batchtopk')),
+        'without momentum': J(t=dict(beta1=0.)), 'without AuxK': J(dict(aux_coef=0.)), 'without the loss of dead latents': J(dict(dead_coef=0.)),
+        'bandwidth 0.02': J(dict(bandwidth=.02)), 'bandwidth 0.2': J(dict(bandwidth=.2)), 'KDE estimator': J(dict(estimator='kde')), 
+        'raw θ': J(dict(log_threshold=False), dict(threshold_lr=1e-3)), 'threshold lr 1e-3': J(t=dict(threshold_lr=1e-3)), 'target of each example': J(dict(per_example=True, coef=1.)),
+        'plain': P(init=L0), 'plain + start': P(dict(start='topk'), dict(start=.5)), 'plain + momentum': P(t=dict(beta1=.9), init=L0), 'plain + dead latents': P(dict(aux_coef=AUXK, dead_coef=.01), init=L0), 'plain + bandwidth 0.2': P(dict(bandwidth=.2), init=L0)}
     out["the paper's recipe"] = dict(arch='jumprelu', sae=PAPER['sae'] | dict(coef=6e-4), train=PAPER['train'] | dict(lr_warmup=1000, sparsity_warmup=10_000, lr_decay=0., dead_after=10_000_000))
     out["the paper's recipe, warm-ups shortened"] = dict(arch='jumprelu', sae=PAPER['sae'] | dict(coef=6e-4), train=PAPER['train'])
     return out
@@ -65,10 +65,9 @@ def ablation() -> dict:
     l0 = base | dict(coef=SHORT['jumprelu']['sae']['coef'], target_l0=float(L0))
     rows = {'ReLU + L1': dict(arch='relu', sae=dict(coef=.12)), 'JumpReLU + L1': dict(arch='jumprelu', sae=base | dict(penalty='l1', coef=.08), init=L0),
         'JumpReLU + L0, STE': dict(arch='jumprelu', sae=l0, init=L0), 'JumpReLU + L0, KDE': dict(arch='jumprelu', sae=l0 | dict(estimator='kde'), init=L0), 'JumpReLU + L0, STE into π': dict(arch='jumprelu', sae=l0 | dict(estimator='input'), init=L0),
-        'JumpReLU, θ fixed': dict(arch='jumprelu', sae=base | dict(coef=0.), init=L0, fixed=True),
-        'JumpReLU + L0, triangle': dict(arch='jumprelu', sae=l0 | dict(kernel='triangle'), init=L0), 'JumpReLU + L0, Epanechnikov': dict(arch='jumprelu', sae=l0 | dict(kernel='epanechnikov'), init=L0), 'JumpReLU + L0, Gaussian': dict(arch='jumprelu', sae=l0 | dict(kernel='gaussian'), init=L0),
-        'TopK': dict(arch='topk', sae=dict(k=L0)), 'BatchTopK': dict(arch='batchtopk', sae=dict(k=L0))}
-    return {f'{n}, seed {s}': r | dict(train={k: v for k, v in t.items() if k != 'threshold_lr' or r['arch'] == 'jumprelu'}, seed=s) for s in range(3) for n, r in rows.items()}
+        'JumpReLU, θ fixed': dict(arch='jumprelu', sae=base | dict(coef=0.), init=L0, fixed=True), 'TopK': dict(arch='topk', sae=dict(k=L0)), 'BatchTopK': dict(arch='batchtopk', sae=dict(k=L0)),
+        'JumpReLU + L0, triangle': dict(arch='jumprelu', sae=l0 | dict(kernel='triangle'), init=L0), 'JumpReLU + L0, Epanechnikov': dict(arch='jumprelu', sae=l0 | dict(kernel='epanechnikov'), init=L0), 'JumpReLU + L0, Gaussian': dict(arch='jumprelu', sae=l0 | dict(kernel='gaussian'), init=L0)}
+    return {f'{n}, seed {s}': r | dict(train={k: v for k, v in t.items() if k != 'threshold_lr' or r['arch'] == 'jumprelu'}, seed=s) for n, r in rows.items() for s in range(3)}
 
 
 if __name__ == '__main__':

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'sparsity_factor', 'check_finite', 'RowAdam', 'make_adam', 'train_step', 'Paths',
-           'Trainer', 'graceful', 'train_saes', 'status']
+           'Windows', 'Trainer', 'graceful', 'train_saes', 'status']
 
-# %% ../nbs/20_train.ipynb #d4c42997
-import contextlib, math, signal, threading, time
+# %% ../nbs/20_train.ipynb #85dc010d
+import contextlib, math, signal, threading, time, warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .core import ActivationStream, UserError, fingerprint, load_tensors, read_json, save_tensors, write_json
+from .expected_loss import occupancy, starved
 from .sae import SAE
 from .sparse import choose_path, sparse_loss, support_share
+from .ste import KERNELS
 
 # %% ../nbs/20_train.ipynb #3e60f59f
 @dataclass
@@ -162,7 +164,25 @@ class Paths:
 
     def state(self) -> dict: return dict(now=self.now, log=self.log)
 
-# %% ../nbs/20_train.ipynb #ab80c585
+# %% ../nbs/20_train.ipynb #22c59dc3
+class Windows:
+    "How many examples have a say in each threshold of a JumpReLU SAE; warns once when most thresholds have none"
+    LOOK_AT, ENOUGH = 128, 1280 # examples a look; examples before anything is said
+
+    def __init__(self): self.seen, self.n, self.said = 0, 0, False
+
+    def look(self, name: str, sae: SAE, x: Tensor) -> float|None: # examples in a threshold's window, of 1,000; None where there is no window
+        c, x = sae.cfg, x[:self.LOOK_AT]
+        if c.arch != 'jumprelu' or sae.selects or not sae.theta_param.requires_grad: return None
+        with torch.no_grad(): inside = occupancy(sae.pre(x), sae.threshold, c.bandwidth, KERNELS[c.kernel])
+        self.seen, self.n = self.seen + inside, self.n + len(x)
+        if not self.said and self.n >= self.ENOUGH:
+            message = starved(self.seen, self.n, c.bandwidth)
+            if message: warnings.warn(f'{name}: {message}', stacklevel=2)
+            self.said = True
+        return float(inside.double().mean()/len(x)*1000)
+
+# %% ../nbs/20_train.ipynb #d6061ff8
 class Trainer:
     "Trains SAEs on one ActivationStream, and can be stopped, saved and resumed"
     def __init__(self,
@@ -178,7 +198,8 @@ class Trainer:
             s.train()
         self.opts = {n: make_adam(s, cfg) for n, s in saes.items()}
         self.silent = {n: torch.zeros(s.cfg.d_sae, dtype=torch.long, device=s.W_enc.device) for n, s in saes.items()}
-        self.history = {n: [] for n in saes}  # rows (step, loss, mse, l0, dead)
+        self.history = {n: [] for n in saes}  # rows (step, loss, mse, l0, dead, examples of 1,000 in a threshold's window)
+        self.windows = {n: Windows() for n in saes}
         self.paths = Paths(list(saes), path)
 
     def identity(self) -> str: # what a checkpoint must match: all settings, not the weights
@@ -196,13 +217,13 @@ class Trainer:
             self.paths.after(n, terms[n], self.step)
         self.step += 1
         every = self.cfg.log_every or max(1, self.cfg.n_steps//50)
-        if self.step % every == 0 or self.step == self.cfg.n_steps: self.log(terms)
+        if self.step % every == 0 or self.step == self.cfg.n_steps: self.log(terms, cast)
         return terms
 
-    def log(self, terms: dict) -> None:
+    def log(self, terms: dict, x: dict) -> None: # x: the batch as each kind of SAE sees it
         for n, t in terms.items():
             if not math.isfinite(float(t['loss'])): raise UserError(f"{n}: the loss is {float(t['loss'])} at step {self.step}: lower the learning rate")
-            self.history[n].append([self.step, float(t['loss']), float(t['mse']), float(t['l0']), self.dead(n)])
+            self.history[n].append([self.step, float(t['loss']), float(t['mse']), float(t['l0']), self.dead(n), self.windows[n].look(n, self.saes[n], x[self.saes[n].W_enc.device, self.saes[n].W_enc.dtype])])
 
     def dead(self, name: str) -> int: return int((self.silent[name] >= self.cfg.dead_after).sum())
 
