@@ -53,9 +53,9 @@ class Preset:
     short: bool = True # schedules as fractions of the run
     recipes: dict = field(default_factory=lambda: SHORT) # architecture -> recipe
 
-# %% ../nbs/50_reproduction.ipynb #275902f9
+# %% ../nbs/50_reproduction.ipynb #735009ad
 LAPTOP = Preset('laptop', 'Gemma 3 270M, layer 9, the presidential addresses: 5 architectures × 4 sparsities, one seed', 'gemma3-270m', 'sotu', 'resid.9',
-    n_train=249_856, d_sae=2048, grid=dict(relu=(.08, .098, .121, .15), gated=(.18, .27, .39, .57), topk=L0S, batchtopk=L0S, jumprelu=L0S))
+    n_train=249_856, d_sae=2048, grid=dict(relu=(.04, .062, .09, .13), gated=(.165, .235, .34, .48), topk=L0S, batchtopk=L0S, jumprelu=L0S))
 _PAPER = dict(jumprelu=PAPER, topk=dict(setting='k', sae=dict(aux_coef=AUXK), train=dict(lr=7e-5)))
 PRESETS = {p.name: p for p in (
     replace(LAPTOP, name='tiny', about='a tiny random Gemma 2 on generated text: the whole road in seconds', model='tiny-gemma2', corpus='generated', site='resid.2',
