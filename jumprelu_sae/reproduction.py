@@ -326,7 +326,7 @@ def summary(
     "The short table, the answer, and where the report is"
     return '\n'.join(['', text_table(short_rows(results), TABLE), '', "Is JumpReLU's error higher than TopK's at equal L0?", *(f'  {a}' for a in answers(results)[:2]), '', f"report: {out/'report.html'}"])
 
-# %% ../nbs/50_reproduction.ipynb #742a4f60
+# %% ../nbs/50_reproduction.ipynb #f40066f1
 DEPARTURES = [
     dict(what='model', paper='Gemma 2 9B base', ours='Gemma 3 270M, in a third party\'s 4-bit conversion (Q4_K_M) to plain weights', effect='smaller and quantised: activations and losses are not comparable in size'),
     dict(what='corpus', paper='pre-training text, 8 billion tokens', ours='the presidential addresses (249 documents), 250 thousand training tokens', effect='all SAEs are under-trained; architectures that learn fast are favoured'),
@@ -340,7 +340,7 @@ DEPARTURES = [
     dict(what='JumpReLU thresholds', paper='ε = 0.001, one learning rate', ours='ε = 0.05; log θ has a learning rate of its own, 0.01', effect='needed: log θ moves by about the learning rate a step'),
     dict(what='JumpReLU sparsity term', paper='λ‖f‖₀', ours='10·(mean L0 / target − 1)², on the batch', effect='L0 can be chosen; the gradient to θ is the same up to a common factor in each batch'),
     dict(what='JumpReLU dead latents', paper='no auxiliary loss is known to us', ours='AuxK, as TopK has, and a loss on the pre-activations of dead latents, weight 0.01', effect='21_recipe measures both; without a start by selection a third of the latents died'),
-    dict(what='AuxK', paper='coefficient unknown to us', ours='α = 1/32 (TopK) and 1/8 (BatchTopK), at most 512 latents, dead after 25 thousand silent tokens', effect='unknown'),
+    dict(what='AuxK', paper='coefficient unknown to us', ours='α = 1/8 (TopK and BatchTopK, as tuned) and 1/32 (JumpReLU), at most 512 latents, dead after 25 thousand silent tokens', effect='unknown'),
     dict(what='Gated', paper='original (with resampling) and RI-L1', ours='RI-L1 only, with tied directions', effect='one baseline fewer'),
     dict(what='evaluation', paper='2,048 sequences of 1,024 tokens', ours='32,768 activations and 4,096 predictions of held-out documents', effect='wider intervals, which are shown')]
 

@@ -161,7 +161,7 @@ class SparsePre(torch.autograd.Function):
             if g_x is not None: g_x.addmm_(g_dead, W_enc[:, idx].T)
         return g_x, g_W.T, g_b, None, None, None
 
-# %% ../nbs/05_sparse.ipynb #5d4ee088
+# %% ../nbs/05_sparse.ipynb #2453aa93
 def row_sums(values: Tensor, s: Support) -> Tensor: # (n_pairs,) -> (n_rows,)
     return values.new_zeros(s.n_rows).index_add(0, s.row, values)
 
@@ -194,6 +194,7 @@ def gated_on(sae: SAE, v: Tensor, s: Support, x: Tensor) -> tuple[Tensor, Tensor
     x_hat, _ = SparseDecode.apply(gate, sae.W_dec.detach(), sae.b_dec.detach(), s, None, None)
     return f, sae.cfg.coef*(gate*sae.W_dec.norm(dim=1).index_select(0, s.latent)).sum()/s.n_rows, (x - x_hat).square().sum(-1).mean()
 
+# %% ../nbs/05_sparse.ipynb #0a772539
 def sparse_loss(
     sae: SAE, # any architecture; JumpReLU with a kernel that ends
     x: Tensor, # scaled activations, (batch, d_in)
