@@ -159,6 +159,33 @@ def test_sae_of_another_layout_trains_the_same():
         for _ in range(3): opt.zero_grad(); sparse_loss(s, x)['loss'].backward(); opt.step()
     torch.testing.assert_close(a.W_enc, b.W_enc, rtol=1e-10, atol=1e-12)
 
+def test_batchtopk_follows_its_threshold():
+    "The threshold for use is learnt in the forward pass: by the sparse step as by the dense one"
+    (a, x, _), (b, _, _) = (case('batchtopk', 6, torch.float64, k=3) for _ in range(2))
+    for i in range(3): a.loss(x*(1 + i)); sparse_loss(b, x*(1 + i))
+    assert float(a.threshold) > 0 and torch.allclose(a.threshold, b.threshold, rtol=1e-6) and a.n_seen == b.n_seen == 3
+    b.eval()
+    was = b.threshold.clone()
+    sparse_loss(b, x*9)
+    assert b.threshold == was
+
+def test_choice_has_two_thresholds():
+    assert [choose_path(s, now) for s, now in ((.17, 'dense'), (.17, 'sparse'), (.2, 'sparse'), (.15, 'dense'))] == ['dense', 'sparse', 'dense', 'sparse']
+
+def test_kde_is_equation_15():
+    "The gradient to θ of estimator='kde' against `expected_loss.kde_gradient`, on both sides of θ = ε/2"
+    from jumprelu_sae.expected_loss import kde_gradient
+    r = torch.Generator().manual_seed(2)
+    for theta, eps in ((.3, .2), (.05, .4)):
+        sae = make_sae(SAEConfig('jumprelu', 6, 20, estimator='kde', bandwidth=eps, theta_init=theta, coef=.07, log_threshold=False), 3).double()
+        sae.after_step()  # rows of norm 1 in float64, too: the estimator counts on it
+        x = torch.randn(80, 6, generator=r, dtype=torch.float64)
+        pre = sae.pre(x)
+        for loss in (sae.loss, lambda x: sparse_loss(sae, x)):
+            sae.zero_grad()
+            loss(x)['loss'].backward()
+            torch.testing.assert_close(sae.theta_param.grad, kde_gradient(x, pre.detach(), sae.W_dec.detach(), sae.b_dec.detach(), sae.threshold.detach(), .07, eps), rtol=1e-9, atol=1e-12)
+
 def test_gaussian_stays_dense():
     sae, x, _ = case('jumprelu', 0, torch.float64, kernel='gaussian', start=None)
     with pytest.raises(UserError, match='never ends'): sparse_loss(sae, x)
