@@ -1,16 +1,18 @@
 """Which recipe trains JumpReLU with a thousandth of the paper's tokens? The runs behind 21_recipe, on the laptop preset's activations.
 
-    python benchmarks/recipe.py ingredients ablation
+    python benchmarks/recipe.py ingredients levels ablation paper
     jumprelu-sae tune --preset laptop                   # the equal tuning of all architectures
 
-Each run is one SAE at L0 = 32 on 249,856 tokens, judged on validation documents, which are neither trained on nor tested on.
+Each run but those of `paper` is one SAE at L0 = 32 on 249,856 tokens, judged on validation documents, which are neither trained on nor tested on.
+`levels` finds the settings at which rows without a target end near L0 = 32; `ablation` uses them. `paper` is the paper's own recipe at a million tokens, judged on the
+test documents as the other results of the laptop-full preset are.
 Finished runs are kept in results/recipe/<part>.json and not repeated; stop at any time."""
-import argparse, time
-from dataclasses import asdict
+import argparse, math, time
+from dataclasses import replace
 from pathlib import Path
 import torch
 from jumprelu_sae.core import TensorStream, fingerprint, read_json, run_env, write_json
-from jumprelu_sae.evaluate import evaluate_activations
+from jumprelu_sae.evaluate import LMEval, evaluate_activations
 from jumprelu_sae.recipe import AUXK, PAPER, SHORT, SHORT_RUN
 from jumprelu_sae.reproduction import Stages, get_data, get_preset
 from jumprelu_sae.sae import SAEConfig, make_sae
@@ -21,7 +23,37 @@ L0 = 32
 KEYS = dict(k=L0, target_l0=float(L0))
 
 
-def run(data, name, arch, sae, train, init=None, seed=0, fixed=False) -> dict:
+class Controlled(Trainer):
+    "A trainer that changes a setting of its SAE after each step"
+    def one_step(self) -> dict:
+        terms = super().one_step()
+        for n, s in self.saes.items():
+            if not s.selects: self.control(s, float(terms[n]['l0']))
+        return terms
+
+
+class Lambda(Controlled):
+    "λ rises while L0 is above its target and falls while it is below (λ‖f‖₀ as in eq 9, no target in the loss)"
+    def control(self, s, l0):
+        coef = 1e-3 if s.cfg.target_l0 else s.cfg.coef  # its first call takes the target away
+        s.cfg = replace(s.cfg, start=None, target_l0=None, coef=coef*math.exp(.05*max(-1., min(1., l0/L0 - 1))))
+
+
+class Annealed(Controlled):
+    "The bandwidth falls geometrically from 0.2 to 0.02 over the run"
+    def control(self, s, l0): s.cfg = replace(s.cfg, bandwidth=.2*.1**(self.step/self.cfg.n_steps))
+
+
+class PerLatent(Controlled):
+    "Every 20 steps each latent gets the bandwidth at which its window holds the same number of examples: as many as the common one would hold on average"
+    def control(self, s, l0):
+        if self.step % 20 and isinstance(s.cfg.bandwidth, torch.Tensor): return
+        with torch.no_grad(): d = (s.pre(self.sample) - s.threshold).abs().sort(0).values
+        k = max(1, round(float((d < .025).sum(0).float().mean())))
+        s.cfg.bandwidth = (2*d[k - 1]).clamp(.005, .5)
+
+
+def run(data, name, arch, sae, train, init=None, seed=0, fixed=False, control=None, path='auto') -> dict:
     "Train one SAE, judge it on the validation documents"
     cfg = TrainConfig(n_tokens=249_856, batch=512, **(SHORT_RUN | train))
     stream = TensorStream(data.x_train, cfg.batch, seed, data.scaler)
@@ -29,10 +61,12 @@ def run(data, name, arch, sae, train, init=None, seed=0, fixed=False) -> dict:
     if init: s.init_thresholds(data.scaler(data.x_train[stream.order(0)[:8192]]), init)
     if fixed: s.theta_param.requires_grad_(False)
     t = time.monotonic()
-    tr = train_saes(Trainer({'s': s}, stream, cfg), progress=False)
+    tr = {None: Trainer, 'lambda': Lambda, 'anneal': Annealed, 'latent': PerLatent}[control]({'s': s}, stream, cfg, path=path)
+    tr.sample = data.scaler(data.x_train[stream.order(0)[:4096]])
+    tr = train_saes(tr, progress=False)
     val = data.stores['val']
     m, _ = evaluate_activations(s, data.scaler, val['x'], val['doc'], data.rule, mean=data.mean)
-    return dict(name=name, arch=arch, seed=seed, sae=sae, train=train, init=init, theta_fixed=fixed, l0=m['l0'], fvu=m['fvu'], dead=m['dead'], shrinkage=m.get('shrinkage'),
+    return dict(name=name, arch=arch, seed=seed, sae=sae, train=train, init=init, theta_fixed=fixed, control=control, l0=m['l0'], fvu=m['fvu'], dead=m['dead'], shrinkage=m.get('shrinkage'),
         final_train_error=tr.history['s'][-1][2], seconds=time.monotonic() - t)
 
 
@@ -55,34 +89,78 @@ def ingredients() -> dict:
         'plain': P(init=L0), 'plain + start': P(dict(start='topk'), dict(start=.5)), 'plain + momentum': P(t=dict(beta1=.9), init=L0), 'plain + dead latents': P(dict(aux_coef=AUXK, dead_coef=.01), init=L0), 'plain + bandwidth 0.2': P(dict(bandwidth=.2), init=L0)}
     out["the paper's recipe"] = dict(arch='jumprelu', sae=PAPER['sae'] | dict(coef=6e-4), train=PAPER['train'] | dict(lr_warmup=1000, sparsity_warmup=10_000, lr_decay=0., dead_after=10_000_000))
     out["the paper's recipe, warm-ups shortened"] = dict(arch='jumprelu', sae=PAPER['sae'] | dict(coef=6e-4), train=PAPER['train'])
-    return out
+    out |= {'a controller sets λ': J() | dict(control='lambda'), 'bandwidth annealed, 0.2 to 0.02': J() | dict(control='anneal'),
+        'bandwidth of each latent': J() | dict(control='latent', path='dense'), 'tanh penalty': J(dict(penalty='tanh', target_l0=22.)), "Gated with free rows (RI-L1)": dict(arch='gated', sae=dict(coef=.33), train=dict(lr=8e-3)), "Gated with unit rows": spec('gated', dict(coef=.14))}
+    survivors = ('short recipe', 'without the start (quantiles)', 'start by BatchTopK', 'without momentum', 'KDE estimator', 'target of each example', 'a controller sets λ', 'bandwidth annealed, 0.2 to 0.02', 'bandwidth of each latent', 'tanh penalty')
+    return out | {f'{n}, seed {s}': out[n] | dict(seed=s) for s in (1, 2) for n in survivors}
 
 
-def ablation() -> dict:
+def levels() -> dict:
+    "What the rows without a target need to end near L0 = 32"
+    rows = ablation(False)
+    return {f'JumpReLU + L1, λ = {c}': rows['JumpReLU + L1, seed 0'] | dict(sae=rows['JumpReLU + L1, seed 0']['sae'] | dict(coef=c)) for c in (.005, .01, .02, .04)} | {
+        f'JumpReLU, θ fixed at L0 = {i}': rows['JumpReLU, θ fixed, seed 0'] | dict(init=i) for i in (48, 64, 96, 128, 192, 256, 320)} | {
+        f'ReLU + L1, λ = {c}': rows['ReLU + L1, seed 0'] | dict(sae=dict(coef=c)) for c in (.06, .08, .1, .12, .14)}
+
+
+def at_level(name, key, default):
+    "The setting of the run of `levels` that ended nearest to L0 = 32"
+    rows = [r for n, r in read_json(OUT/'levels.json')['rows'].items() if n.startswith(name)] if (OUT/'levels.json').exists() else []
+    best = min(rows, key=lambda r: abs(math.log(max(r['l0'], 1e-9)/L0)), default=None)
+    return default if best is None else best['init'] if key == 'init' else best['sae'][key]
+
+
+def ablation(level=True) -> dict:
     "Same weights, data, optimiser and budget for all; only the activation, the penalty or the estimator differs; three seeds"
     t = SHORT['jumprelu']['train'] | dict(start=0.)
     base = dict(bandwidth=SHORT['jumprelu']['sae']['bandwidth'], dead_coef=.01)
     l0 = base | dict(coef=SHORT['jumprelu']['sae']['coef'], target_l0=float(L0))
-    rows = {'ReLU + L1': dict(arch='relu', sae=dict(coef=.12)), 'JumpReLU + L1': dict(arch='jumprelu', sae=base | dict(penalty='l1', coef=.08), init=L0),
+    l1, j1, fixed = (at_level('ReLU + L1', 'coef', .12), at_level('JumpReLU + L1', 'coef', .08), at_level('JumpReLU, θ fixed', 'init', L0)) if level else (.12, .08, L0)
+    rows = {'ReLU + L1': dict(arch='relu', sae=dict(coef=l1)), 'JumpReLU + L1': dict(arch='jumprelu', sae=base | dict(penalty='l1', coef=j1), init=L0),
         'JumpReLU + L0, STE': dict(arch='jumprelu', sae=l0, init=L0), 'JumpReLU + L0, KDE': dict(arch='jumprelu', sae=l0 | dict(estimator='kde'), init=L0), 'JumpReLU + L0, STE into π': dict(arch='jumprelu', sae=l0 | dict(estimator='input'), init=L0),
-        'JumpReLU, θ fixed': dict(arch='jumprelu', sae=base | dict(coef=0.), init=L0, fixed=True), 'TopK': dict(arch='topk', sae=dict(k=L0)), 'BatchTopK': dict(arch='batchtopk', sae=dict(k=L0)),
+        'JumpReLU, θ fixed': dict(arch='jumprelu', sae=base | dict(coef=0.), init=fixed, fixed=True), 'TopK': dict(arch='topk', sae=dict(k=L0)), 'BatchTopK': dict(arch='batchtopk', sae=dict(k=L0)),
         'JumpReLU + L0, triangle': dict(arch='jumprelu', sae=l0 | dict(kernel='triangle'), init=L0), 'JumpReLU + L0, Epanechnikov': dict(arch='jumprelu', sae=l0 | dict(kernel='epanechnikov'), init=L0), 'JumpReLU + L0, Gaussian': dict(arch='jumprelu', sae=l0 | dict(kernel='gaussian'), init=L0)}
     return {f'{n}, seed {s}': r | dict(train={k: v for k, v in t.items() if k != 'threshold_lr' or r['arch'] == 'jumprelu'}, seed=s) for n, r in rows.items() for s in range(3)}
 
 
+def paper() -> dict:
+    "PAPER at a million tokens: to the letter (its batch, its warm-ups in steps), and with warm-ups as fractions of the run and the laptop's batch, so that λ is reached"
+    short = dict(sae=PAPER['sae'], train=PAPER['train'] | SHORT_RUN | dict(lr_decay=0.), batch=512)
+    rows = {'to the letter, λ = 0.0006': dict(sae=PAPER['sae'] | dict(coef=6e-4), train=PAPER['train'], batch=4096)} | {
+        f'warm-ups shortened, λ = {c:g}': short | dict(sae=PAPER['sae'] | dict(coef=c)) for c in (6e-4, 6e-2)}
+    return {f'{n}, seed {s}': r | dict(seed=s) for s in range(3) for n, r in rows.items()}
+
+
+def run_paper(data, lm_eval, name, sae, train, batch, seed) -> dict:
+    "Train by the paper's recipe, judge on the test documents"
+    cfg = TrainConfig(n_tokens=999_936, batch=batch, **train)
+    s = make_sae(SAEConfig('jumprelu', data.x_train.shape[1], 2048, **sae), seed)
+    t = time.monotonic()
+    tr = train_saes(Trainer({'s': s}, TensorStream(data.x_train, batch, seed, data.scaler), cfg), progress=False)
+    test = data.stores['test']
+    m, _ = evaluate_activations(s, data.scaler, test['x'], test['doc'], data.rule, mean=data.mean)
+    d, _ = lm_eval.delta(s, data.scaler, data.rule)
+    th = s.threshold.detach()
+    return dict(name=name, arch='jumprelu', seed=seed, sae=sae, train=train, batch=batch, n_tokens=cfg.n_tokens, n_steps=cfg.n_steps, l0=m['l0'], fvu=m['fvu'], dead=m['dead'], delta_lm_loss=d['delta_lm_loss'],
+        threshold_median=float(th.median()), history=tr.history['s'], seconds=time.monotonic() - t)
+
+
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('part', nargs='+', choices=('ingredients', 'ablation'))
+    p.add_argument('part', nargs='+', choices=('ingredients', 'levels', 'ablation', 'paper'))
     p.add_argument('--only', default='', help='runs whose name begins so')
     a = p.parse_args()
-    data = get_data(get_preset('laptop'), Stages(), progress=False)
+    data = lm_eval = None
     for part in a.part:
+        preset = 'laptop-full' if part == 'paper' else 'laptop'
+        if data is None or part == 'paper': data = get_data(get_preset(preset), Stages(), progress=False)
+        if part == 'paper': lm_eval = LMEval(data.lm, data.tokens['test'], data.site, get_preset(preset).n_lm)
         path = OUT/f'{part}.json'
-        d = read_json(path) if path.exists() else dict(format=1, preset='laptop', n_tokens=249_856, at_l0=L0, judged_on='validation documents', command=f'python benchmarks/recipe.py {part}', rows={})
+        d = read_json(path) if path.exists() else dict(format=1, preset=preset, n_tokens=999_936 if part == 'paper' else 249_856, at_l0=L0, judged_on='test documents' if part == 'paper' else 'validation documents', command=f'python benchmarks/recipe.py {part}', rows={})
         for name, r in globals()[part]().items():
             key = fingerprint(r)
             if not name.startswith(a.only) or d['rows'].get(name, {}).get('key') == key: continue
-            row = run(data, name, **r) | dict(key=key)
+            row = (run_paper(data, lm_eval, name, **r) if part == 'paper' else run(data, name, **r)) | dict(key=key)
             d['rows'][name] = row
             write_json(path, d | dict(env=run_env()))
             print(f"{name:45} L0 {row['l0']:6.1f}  FVU {row['fvu']:.4f}  dead {row['dead']:.3f}  {row['seconds']:.0f} s", flush=True)

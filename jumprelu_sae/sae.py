@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from .core import Scaler, UserError, load_tensors, read_json, save_tensors, write_json
 from .ste import KERNELS, _window, jumprelu_and_l0, jumprelu_ste, step_ste
 
-# %% ../nbs/04_sae.ipynb #52616d84
+# %% ../nbs/04_sae.ipynb #dc66bcd2
 @dataclass
 class SAEConfig:
     "Everything that defines an SAE but its weights"
@@ -31,6 +31,7 @@ class SAEConfig:
     target_l0: float|None = None # jumprelu: aim the penalty at this L0 instead of charging λ a latent (departure)
     start: str|None = None # jumprelu: until `end_start`, keep the target_l0 largest as 'topk' or 'batchtopk' does (departure)
     per_example: bool = False # jumprelu: ask target_l0 of every example, and not of the batch's mean
+    free_rows: bool = True # gated: decoder norms are free and pay the RI-L1 penalty, or the rows have unit norm (the original Gated SAE)
     penalty: str = 'l0' # jumprelu: what is charged: 'l0' (eq 9), 'l1' or 'tanh' of the latent activations
     estimator: str = 'ste' # jumprelu, gradient to θ: 'ste' (eqs 11, 12), 'kde' (eq 15), or 'input': the STE let into π as well
     bandwidth: float = 0.001 # ε, the full width of the STE's window, in units of π
@@ -162,13 +163,12 @@ class ReLUSAE(SAE):
         f = pre.relu()
         return f, self.cfg.coef * f.sum(-1).mean()
 
-# %% ../nbs/04_sae.ipynb #22b7e7b4
+# %% ../nbs/04_sae.ipynb #4a7b8638
 class GatedSAE(SAE):
-    "Gated SAE with tied encoder directions and the RI-L1 penalty; its decoder norms are free"
-    unit_norm = False
-
+    "Gated SAE with tied encoder directions; the RI-L1 penalty on free decoder rows, or L1 on unit rows (`free_rows=False`)"
     def __init__(self, cfg: SAEConfig, seed: int = 0):
         super().__init__(cfg, seed)  # W_enc and b_enc are the gate's
+        self.unit_norm = not cfg.free_rows
         self.r_mag, self.b_mag = nn.Parameter(torch.zeros(cfg.d_sae)), nn.Parameter(torch.zeros(cfg.d_sae))
 
     def encode(self, x: Tensor) -> Tensor:
