@@ -199,7 +199,7 @@ class TopKSAE(SAE):
     def gate(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         return keep_largest(pre, self.cfg.k), pre.new_zeros(())
 
-# %% ../nbs/04_sae.ipynb #0b7e6015
+# %% ../nbs/04_sae.ipynb #c04b2240
 class BatchTopKSAE(SAE):
     "BatchTopK: the k·batch largest pre-activations of a batch in training; one threshold for use"
     def __init__(self, cfg: SAEConfig, seed: int = 0):
@@ -215,7 +215,7 @@ class BatchTopKSAE(SAE):
     @torch.no_grad()
     def follow(self, v: Tensor, decay: float = 0.9) -> None:
         "Move the inference threshold towards the smallest positive activation that survived: a memory of some ten batches"
-        low = torch.where(v > 0, v, torch.inf).min().float()
+        low = torch.where(v > 0, v, torch.inf).min().float() if v.numel() else torch.tensor(torch.inf)  # the sparse step may find nobody
         if torch.isfinite(low):
             self.threshold.copy_(low if self.n_seen == 0 else decay*self.threshold + (1-decay)*low)
             self.n_seen += 1

@@ -214,3 +214,12 @@ def test_benchmark_worker_takes_steps(who):
     first, *steps = map(json.loads, out)
     assert abs(first['l0'] - 10) < .5 and abs(first['window'] - 10) < .5
     assert len(steps) == 2 and all(s['seconds'] > 0 and s['peak'] > 0 for s in steps)
+
+
+def test_batchtopk_with_nobody_positive():
+    "A batch in which no pre-activation is positive gives the sparse step an empty support: the threshold stays, nothing breaks"
+    sae = make_sae(SAEConfig('batchtopk', 8, 16, k=2), 0).train()
+    with torch.no_grad(): sae.b_enc.fill_(-100.)
+    before = sae.threshold.clone()
+    t = sparse_loss(sae, torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
+    assert float(t['l0']) == 0 and torch.equal(sae.threshold, before) and sae.n_seen == 0

@@ -1,0 +1,161 @@
+"Many processes: equal to one on the joint batch, for two to four ranks; real processes under torchrun, accelerate launch and notebook_launcher; agreement about stops and errors"
+import copy, os, random, socket, subprocess, sys, threading
+from collections import Counter
+import pytest, torch
+from jumprelu_sae.core import SyntheticStream, TensorStream, UserError, load_tensors, read_json
+from jumprelu_sae.distributed import DistTrainer, Own, Ranks, Sharded, average_gradients, harvest_share, joint_keep, joint_line, open_shares, pack_apart, train_together
+from jumprelu_sae.lm import load_lm
+from jumprelu_sae.sae import SAEConfig, make_sae
+from jumprelu_sae.text import Document, generated_corpus
+from jumprelu_sae.train import TrainConfig, Trainer, train_saes
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
+
+class Threads(Ranks):
+    "Ranks that are threads of this process"
+    def __init__(self, rank, world, box, barrier): self.rank, self.world, self.device, self.bytes, self.box, self.barrier = rank, world, torch.device('cpu'), Counter(), box, barrier
+    def gather(self, obj):
+        self.box[self.rank] = copy.deepcopy(obj); self.barrier.wait(60); out = list(self.box); self.barrier.wait(60); return out
+    def all_reduce(self, t, op):
+        s = torch.stack(self.gather(t.detach().clone())); t.copy_(s.sum(0) if op == 'sum' else s.amin(0) if op == 'min' else s.amax(0))
+    def broadcast(self, t): t.copy_(self.gather(t.detach().clone())[0])
+
+def together(f, world=2):
+    box, barrier, out, errors = [None]*world, threading.Barrier(world), [None]*world, []
+    def go(r):
+        try: out[r] = f(Threads(r, world, box, barrier))
+        except threading.BrokenBarrierError: pass
+        except BaseException as e: errors.append(e); barrier.abort()
+    ts = [threading.Thread(target=go, args=(r,)) for r in range(world)]
+    for t in ts: t.start()
+    for t in ts: t.join()
+    if errors: raise errors[0]
+    return out
+
+@pytest.mark.parametrize('seed', range(30))
+def test_joint_selection_is_the_sorted_one(seed):
+    r = random.Random(seed); g = torch.Generator().manual_seed(seed); world = r.choice([1, 2, 3, 4])
+    v = [torch.randn(r.choice([0, 1, 7, 100]), generator=g, dtype=torch.float64 if seed % 2 else torch.float32)*10**r.uniform(-8, 8) for _ in range(world)]
+    if seed % 3 == 0: v = [o.sign()*2 for o in v]   # nothing but ties
+    every = torch.cat(v); n = r.randint(1, max(2, len(every)))
+    want = every[every > 0].sort(descending=True).values[:n].tolist()
+    keep = together(lambda k: joint_keep(v[k.rank], n, k), world)
+    assert sorted(torch.cat([o[m] for o, m in zip(v, keep)]).tolist(), reverse=True) == want
+    line, left = together(lambda k: joint_line(v[k.rank], n, k), world)[-1]
+    if len(want) == n: assert float(line) == want[-1] and left == want.count(want[-1])
+    else: assert (float(line), left) == (0, 0)
+
+aux = dict(aux_coef=1/32, k_aux=3)
+CASES = dict(relu={}, gated={}, topk=aux, batchtopk=aux, jumprelu=aux | dict(dead_coef=.02), aimed=dict(arch='jumprelu', target_l0=4.) | aux, started=dict(arch='jumprelu', target_l0=4., start='batchtopk') | aux,
+             kde=dict(arch='jumprelu', target_l0=4., per_example=True, estimator='kde', log_threshold=False, pre_bias=True), tanh=dict(arch='jumprelu', penalty='tanh', start='topk', target_l0=4.))
+cfg = TrainConfig(120*8, batch=120, lr=5e-3, beta1=.5, lr_warmup=.2, sparsity_warmup=.2, start=.5, dead_after=150, log_every=2)
+
+def saes(names=CASES, seed=1, dtype=torch.float64):
+    out = {n: make_sae(SAEConfig(**dict(arch=n, d_in=16, d_sae=48, k=4, coef=.1, bandwidth=.1, theta_init=.1) | CASES[n]), seed).to(dtype) for n in names}
+    for s in out.values(): s.b_enc.data[:8] = -.4
+    return out
+def stream(): return SyntheticStream(d_in=16, n_true=32, batch=120, seed=3)
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('world,path', [(2, 'sparse'), (3, 'auto'), (4, 'dense')])
+def test_equal_to_one_process(world, path):
+    names = CASES if world == 2 else ('batchtopk', 'aimed', 'started', 'kde')
+    alone = train_saes(Trainer(saes(names), stream(), cfg, path=path), progress=False)
+    trs = together(lambda r: train_together(DistTrainer(saes(names, 1 + r.rank), Sharded(stream(), r), cfg, r, path=path), progress=False), world)
+    want, got = alone.tensors(), trs[0].tensors()
+    assert want.keys() == got.keys() and max(r[4] for h in alone.history.values() for r in h) > 0
+    for k in want:
+        assert (want[k].double() - got[k].double()).abs().max() < 1e-9, k
+        assert all(torch.equal(got[k], t.tensors()[k]) for t in trs)
+    assert all(t.tokens == 8*120 for t in trs) and all(t.history == trs[0].history and t.paths.log == trs[0].paths.log for t in trs)
+    for n, h in alone.history.items():
+        for a, b in zip(h, trs[0].history[n]): assert a[0] == b[0] and a[4] == b[4] and all(abs(p - q) < 1e-5*(1 + abs(p)) for p, q in zip(a[1:4], b[1:4]))
+
+@pytest.mark.parametrize('bucket', [1, 17, 10**6])
+def test_messages_of_any_size(bucket):
+    "Whatever the pieces, every gradient is the mean, and a gradient with odd strides too"
+    def one(r):
+        s = saes(['gated'])['gated']
+        for i, p in enumerate(s.parameters()): p.grad = torch.full_like(p, r.rank + i)
+        s.W_dec.grad = torch.arange(4*s.W_dec.numel(), dtype=torch.float64)[::4].view_as(s.W_dec)*(r.rank + 1)
+        average_gradients(s, r, bucket)
+        return s
+    for s in together(one):
+        for i, (n, p) in enumerate(s.named_parameters()):
+            assert (p.grad == (torch.arange(4*p.numel(), dtype=torch.float64)[::4].view_as(p)*1.5 if n == 'W_dec' else i + .5)).all(), n
+
+def test_own_streams_resume(tmp_path):
+    "A stream for each rank: stopped in the middle, it goes on in the same bits, with as many ranks and no fewer"
+    def trainer(r): return DistTrainer(saes(['batchtopk']), Own(SyntheticStream(d_in=16, n_true=32, batch=60, seed=3 + r.rank), r), cfg, r)
+    def first(r):
+        tr = trainer(r)
+        def ask(t): t.stop = t.step == 3 and r.rank == 0
+        with pytest.raises(KeyboardInterrupt): train_together(tr, tmp_path, progress=False, after_step=ask)
+    together(first)
+    assert read_json(tmp_path/'checkpoint.json')['stream'] == dict(ranks=[dict(step=4, seed=3), dict(step=4, seed=4)])
+    with pytest.raises(UserError, match='start as many'): together(lambda r: trainer(r).load(tmp_path), 1)
+    a, b = (together(lambda r: train_together(trainer(r), f, progress=False))[1] for f in (tmp_path, None))
+    assert all(torch.equal(v, b.tensors()[k]) for k, v in a.tensors().items())
+
+def test_saves_by_rank_zeros_clock(tmp_path):
+    "Only rank 0's clock counts, all save after the same step, and only rank 0 writes"
+    steps = [[], []]
+    def one(r):
+        class Noted(DistTrainer):
+            def save(self, folder): steps[r.rank].append(self.step); super().save(folder)
+        train_together(Noted(saes(['relu']), Sharded(stream(), r), cfg, r), tmp_path, save_every=0. if r.rank == 0 else 1e9, progress=False)
+    together(one)
+    assert steps[0] == steps[1] == list(range(1, 8)) and len(list(tmp_path.glob('step-*'))) == 1
+
+def test_harvest_refuses(tmp_path):
+    lm, docs = load_lm('tiny-gemma2'), generated_corpus(6, sentences=1)
+    together(lambda r: harvest_share(lm, docs, 'resid.0', tmp_path/'a', 32, r, progress=False), 1)
+    assert [d for s in open_shares(tmp_path/'a') for d in s.doc_ids] == [d.id for d in docs]
+    same = [Document('x', d.text) for d in docs]
+    for r in range(2): harvest_share(lm, same, 'resid.0', tmp_path/'b', 32, Threads(r, 2, None, None), progress=False)
+    with pytest.raises(UserError, match="'x' is in several parts"): open_shares(tmp_path/'b')
+    with pytest.raises(UserError, match='found: none'): open_shares(tmp_path/'c')
+    t = pack_apart(docs, lm.tokenizer, 16)
+    assert t.n_tokens == sum(len(d.text) for d in docs) and ((t.doc >= 0) | ~t.mask).all()
+
+SCRIPT = '''
+import sys, torch
+torch.set_num_threads(1)
+from test_distributed import *
+ranks = Ranks(cpu=True)
+assert ranks.world == 2
+names = ['batchtopk', 'aimed']
+tr = train_together(DistTrainer(saes(names, 1 + ranks.rank), Sharded(stream(), ranks), cfg, ranks, path='dense'), progress=False)
+tr.save(sys.argv[1]); ranks.close()
+'''
+
+NOTEBOOK = """
+import sys, runpy
+from accelerate import notebook_launcher
+if __name__ == '__main__':
+    work, out, port = sys.argv[1:]
+    def main():
+        sys.argv = [work, out]; runpy.run_path(work, run_name='__main__')
+    notebook_launcher(main, num_processes=2, use_port=port)
+"""
+
+def free_port():
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return str(s.getsockname()[1])
+
+LAUNCHERS = dict(torchrun=lambda tmp: ['-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', str(tmp/'work.py'), str(tmp/'out')],
+    accelerate=lambda tmp: ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', free_port(), str(tmp/'work.py'), str(tmp/'out')],
+    notebook_launcher=lambda tmp: [str(tmp/'nb.py'), str(tmp/'work.py'), str(tmp/'out'), free_port()])
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('launcher', LAUNCHERS)
+def test_two_real_processes(tmp_path, launcher):
+    (tmp_path/'nb.py').write_text(NOTEBOOK)
+    (tmp_path/'work.py').write_text(SCRIPT)
+    env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), os.environ.get('PYTHONPATH', '')]))
+    r = subprocess.run([sys.executable, *LAUNCHERS[launcher](tmp_path)], env=env, capture_output=True, text=True, timeout=500)
+    assert r.returncode == 0, r.stdout + r.stderr
+    alone = train_saes(Trainer(saes(['batchtopk', 'aimed']), stream(), cfg, path='dense'), progress=False).tensors()
+    got, _ = load_tensors(tmp_path/'out'/read_json(tmp_path/'out'/'checkpoint.json')['file'])
+    assert got.keys() == alone.keys() and all((got[k].double() - alone[k].double()).abs().max() < 1e-9 for k in got)
