@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['IN_MEMORY', 'SAMPLE', 'TABLE', 'DEPARTURES', 'PAGE', 'TUNE_AT', 'TUNE_TOKENS', 'TUNE_GRID', 'TUNE_KNOB', 'Job',
            'jobs', 'Data', 'get_data', 'store_dir', 'model_facts', 'count', 'train_part', 'training_stream', 'Stages',
-           'peak_memory', 'job_key', 'is_finished', 'train_group', 'new_trainer', 'evaluate_job', 'reproduce',
+           'peak_memory', 'job_key', 'is_finished', 'train_group', 'new_trainer', 'evaluate_job', 'reproduce', 'pinned',
            'write_run', 'tuning_file', 'repo_root', 'short_rows', 'answers', 'summary', 'Html', 'Run', 'show',
            'report_source', 'report_cells', 'execute_cells', 'joined', 'make_report', 'setting_rows', 'tune_jobs',
            'tune', 'line_through', 'choose']
 
-# %% ../nbs/50_reproduction.ipynb #752037be
+# %% ../nbs/50_reproduction.ipynb #a1dc0a71
 import html, json, math, os, re, resource, shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +27,7 @@ from .presets import LAPTOP, PRESETS, Preset, get_preset
 from .recipe import SHORT, SHORT_RUN
 from .sae import SAEConfig, load_sae, make_sae, save_sae
 from .stream import StoreStream, free_memory
-from .text import load_corpus, pack, split_documents
+from .text import load_corpus, pack, pin_corpus, split_documents
 from .train import TrainConfig, Trainer, train_saes
 
 # %% ../nbs/50_reproduction.ipynb #405503ae
@@ -56,7 +56,7 @@ def jobs(
                 out.append(Job(f'{arch}-{v:g}-seed{seed}', arch, v, seed, sae, t, v if r.get('init') else None))
     return out
 
-# %% ../nbs/50_reproduction.ipynb #61b8e8f6
+# %% ../nbs/50_reproduction.ipynb #1f72827d
 @dataclass
 class Data:
     "What training and evaluation need"
@@ -83,8 +83,9 @@ def get_data(
         lm = load_lm(p.model, device=device)
         site = parse_site(p.site, lm.n_layers)
     with clock('text'):
-        split = split_documents(load_corpus(p.corpus))
         budget = dict(train=p.n_train, val=p.n_val, test=p.n_test)
+        some = dict(max_docs=max(10_000, sum(budget.values())//300)) if p.corpus.startswith('hf:') else {}  # a document of less than 300 tokens is rare
+        split = split_documents(load_corpus(p.corpus, **some))
         tokens = {k: pack(split[k], lm.tokenizer, p.seq_len, budget[k]) for k in split}
     with clock('harvest'):
         stores = {k: harvest(lm, t, site, store_dir(lm, t, site), progress=progress) for k, t in tokens.items()}
@@ -226,7 +227,7 @@ def evaluate_job(
     r.save(path)
     return r
 
-# %% ../nbs/50_reproduction.ipynb #57c7789c
+# %% ../nbs/50_reproduction.ipynb #146ff944
 def reproduce(
     preset: str|Preset = 'laptop', # name, or a Preset of your own
     out: str|Path|None = None, # folder; default reports/<preset>
@@ -239,6 +240,7 @@ def reproduce(
     "The whole road: text → activations → SAEs → evidence → report; resumable, finished pieces are reused"
     p = preset if isinstance(preset, Preset) else get_preset(preset)
     out = Path(out or f'reports/{p.name}')
+    p = replace(p, corpus=pinned(p.corpus, out))
     clock, all_jobs = Stages(say), jobs(p)
     data = get_data(p, clock, device, progress)
     groups = {}
@@ -256,6 +258,18 @@ def reproduce(
     say(summary(results, out))
     say(f'wall time {sum(clock.times.values()):.0f} s, peak memory {peak_memory():.1f} GiB')
     return results
+
+# %% ../nbs/50_reproduction.ipynb #57f65a45
+def pinned(
+    corpus: str, # as `load_corpus` takes it
+    out: Path, # the run's folder
+) -> str: # with the commit behind the '@', if it is on the Hub
+    "The corpus, at the commit that this run began with"
+    f = out/'corpus.json'
+    if f.exists() and read_json(f).get('asked') == corpus: return read_json(f)['pinned']
+    name = pin_corpus(corpus)
+    if name != corpus: write_json(f, dict(asked=corpus, pinned=name))
+    return name
 
 # %% ../nbs/50_reproduction.ipynb #5af6cd2b
 def write_run(out: Path, p: Preset, facts: dict, results: list[Result], times: dict) -> None:

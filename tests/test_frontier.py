@@ -4,12 +4,19 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from jumprelu_sae.core import ARCHS, Result, UserError, write_json
-from jumprelu_sae.frontier import (at_l0, common_seeds, equal_l0_table, falsifier, frontier_figure, frontier_table, html_table,
-    resampled, synthetic_results, text_table, wide_table, write_csv)
+from jumprelu_sae.frontier import (TRUTHS, _effective, _errors, _intervals, _widening, at_l0, common_seeds, confusion, equal_l0_table, falsifier, frontier_figure,
+    frontier_table, html_table, paired_test, resampled, sign_flip, synthetic_results, t_quantile, text_table, uniform_distance, verdict_table, verdicts, wide_table, write_csv)
 from jumprelu_sae.evaluate import resample
 
 def two(ratio=1., **kw): return synthetic_results(dict(topk=1., jumprelu=ratio), **kw)
 def renamed(results, a, b): return [replace(r, config=r.config | dict(arch=b)) for r in results if r.config['arch'] == a]
+
+def t_by_sum(df, p=.975, h=1e-3, top=400.):
+    "Student's quantile from its density in t, by a plain sum (a second way)"
+    x = np.arange(0, top, h) + h/2
+    f = (1 + x*x/df)**(-(df + 1)/2)
+    tail = 2*p - 1
+    return float(x[np.searchsorted(np.cumsum(f)/f.sum(), tail)])
 
 def slow(results, metric, n_boot, seed, n_grid=25):
     "The falsifier's difference in each draw for one seed, by loops and numpy.interp"
@@ -35,10 +42,13 @@ def test_against_loops(metric):
         for k in ('lm_tokens', 'lm_delta'): r.arrays[k] = r.arrays[k][3:9]
     est, boot = slow(rs, metric, 60, 3)
     v = falsifier(rs, metric=metric, n_boot=60, seed=3)
-    ok = [b for b in boot if math.isfinite(b)]
-    assert v.difference == pytest.approx(est, rel=1e-9) and [v.lo, v.hi] == pytest.approx(np.quantile(ok, (.025, .975)), rel=1e-9)
-    assert v.n_docs == (12 if metric == 'fvu' else 6)
-    assert ('too narrow' in v.sentence) == (metric != 'fvu')
+    ok = np.array([b for b in boot if math.isfinite(b)])
+    w = rs[0].arrays['sst' if metric == 'fvu' else 'lm_tokens']
+    n = sum(w)**2/sum(x*x for x in w)
+    k = math.sqrt(n/(n-1))*t_by_sum(n-1)/1.959964
+    assert v.area == pytest.approx(est, rel=1e-9) and v.by_documents == pytest.approx(est + k*(np.quantile(ok, (.025, .975)) - est), abs=1e-4)
+    assert v.n_docs == (12 if metric == 'fvu' else 6) and v.both == v.by_documents and v.by_seeds is None
+    assert ('with care' in v.sentence) == (metric != 'fvu')
 
 @pytest.mark.parametrize('seeds', [1, 3])
 @pytest.mark.parametrize('metric', ['fvu', 'delta_lm_loss'])
@@ -46,43 +56,95 @@ def test_wins_loses_and_itself(metric, seeds):
     rs = two(.9, seeds=seeds)
     won, lost = falsifier(rs, metric=metric), falsifier(rs, 'topk', 'jumprelu', metric=metric)
     assert (won.verdict, lost.verdict) == ('held', 'refuted')
-    assert [lost.difference, lost.docs_lo, lost.docs_hi] == pytest.approx([-won.difference, -won.docs_hi, -won.docs_lo], rel=1e-6)
-    itself = falsifier(rs + renamed(rs, 'topk', 'gated'), 'topk', 'gated', metric=metric)
-    assert (itself.verdict, itself.difference, itself.lo, itself.hi) == ('undecided', 0, 0, 0)
+    assert [lost.area, *lost.by_documents] == pytest.approx([-won.area, *(-x for x in won.by_documents[::-1])], rel=1e-6)
+    twin = rs + renamed(rs, 'topk', 'gated')
+    itself = falsifier(twin, 'topk', 'gated', metric=metric)
+    assert (itself.verdict, itself.area, itself.both) == ('undecided', 0, [0, 0]) and paired_test(twin, 'topk', 'gated', metric)['p'] == 1
 
 def test_confusion_table():
-    "Over 200 draws each: no wrong side for real differences, 'undecided' near its nominal 95 % for ties"
-    tie = [falsifier(two(1., noise=.05, seed=s), n_boot=200, seed=s) for s in range(200)]
-    assert np.mean([v.verdict == 'undecided' for v in tie]) > .88
-    for ratio, right, wrong in ((.97, 'held', 'refuted'), (1.03, 'refuted', 'held')):
-        vs = [falsifier(two(ratio, noise=.05, seed=s), n_boot=200, seed=s) for s in range(200)]
-        said = [v.verdict for v in vs]
-        assert said.count(wrong) == 0 and said.count(right) > 180
-        assert .88 < np.mean([v.lo <= math.log(ratio) <= v.hi for v in vs]) < .99
+    "Over 200 draws each: no wrong side for real differences, the nominal 95 % for ties, both up to three standard errors"
+    rows = {r['truth']: r for r in confusion(noises=(.05,), draws=200, n_boot=400)}
+    assert set(rows) == set(TRUTHS) and all(r['held'] + r['undecided'] + r['refuted'] == 200 for r in rows.values())
+    for r in rows.values(): assert .9 < r['covered']/200 < .995, r
+    for t in ('ties', 'itself'): assert rows[t]['undecided'] > 181 and rows[t]['p_distance'] < 1.63/200**.5 and rows[t]['p_below_5'] < .1
+    for t, right, wrong in (('wins', 'held', 'refuted'), ('loses', 'refuted', 'held')): assert rows[t][wrong] == 0 and rows[t][right] > 180 and rows[t]['p_below_5'] > .9
 
 def test_coverage_with_seeds():
-    vs = [falsifier(two(1., seeds=3, seed_noise=.05, seed=s), n_boot=200, seed=s) for s in range(200)]
-    assert np.mean([v.lo <= 0 <= v.hi for v in vs]) > .9 and np.mean([v.docs_lo <= 0 <= v.docs_hi for v in vs]) < .4
-    assert {v.covers for v in vs} == {'documents and seeds'} and vs[0].seeds == [0, 1, 2] and '3 seeds' in vs[0].sentence
-    assert 'says nothing about other seeds' in falsifier(two()).sentence
+    vs = [falsifier(two(1., seeds=3, seed_noise=.05, seed=s), n_boot=200) for s in range(150)]
+    share = lambda k: np.mean([getattr(v, k)[0] <= 0 <= getattr(v, k)[1] for v in vs])
+    assert share('both') > .9 and share('by_seeds') > .9 and share('by_documents') < .4
+    assert {v.covers for v in vs} == {'documents and seeds'} and vs[0].seeds == [0, 1, 2] and '3 seeds' in vs[0].sentence and 'over seeds' in vs[0].sentence
+    assert 'says nothing about other seeds' in falsifier(two()).sentence and 'over seeds' not in falsifier(two()).sentence
 
 def test_seeds_enter_by_students_t():
-    "No scatter between documents: the interval must be Student's own"
+    "No scatter between documents: the intervals over seeds and over both must be Student's own"
     rs = two(1., noise=0., seeds=3, seed_noise=.05, n_docs=10, targets=(16, 32))
     for r in rs: r.arrays['l0'] = [r.config['target']*t for t in r.arrays['tokens']]
-    d = [falsifier([r for r in rs if r.config['seed'] == s], n_boot=50).difference for s in range(3)]
-    v = falsifier(rs, n_boot=40_000)
+    d = [falsifier([r for r in rs if r.config['seed'] == s], n_boot=50).area for s in range(3)]
+    v = falsifier(rs, n_boot=10_000)
     half = 4.3027*np.std(d, ddof=1)/3**.5
-    assert v.difference == pytest.approx(np.mean(d)) and [v.lo, v.hi] == pytest.approx([np.mean(d) - half, np.mean(d) + half], abs=.1*half)
-    assert v.docs_lo == pytest.approx(v.docs_hi)
+    student = pytest.approx([np.mean(d) - half, np.mean(d) + half], abs=.01*half)
+    assert v.area == pytest.approx(np.mean(d)) and v.by_seeds == student and v.both == student
+    assert v.by_documents[0] == pytest.approx(v.by_documents[1])
+
+def test_documents_and_seeds_are_told_apart():
+    "Scatter of one kind must not enter the interval of the other"
+    width = lambda e: e[1] - e[0]
+    calm, moody = (falsifier(two(1., seeds=3, seed_noise=s, noise=.03, seed=1)) for s in (0., .05))
+    assert width(moody.by_documents) == pytest.approx(width(calm.by_documents), rel=.01) and width(moody.by_seeds) > 4*width(calm.by_seeds)
+    assert width(moody.both) >= width(moody.by_seeds) > width(moody.by_documents)
+    assert moody.by_documents[0] > 0 > moody.both[0] and moody.verdict == 'undecided'   # documents alone would have said 'refuted'
+    for v in (calm, moody): assert v.both[0] <= min(v.by_documents[0], v.by_seeds[0]) and v.both[1] >= max(v.by_documents[1], v.by_seeds[1])
+    g = np.random.default_rng(0); v = g.normal(size=(4001, 3))*[[1., 1, 1]]; v[0] = [-1, 0, 1]   # documents' sd of the mean 1/√3, seeds' se 1/√3
+    est, docs, seeds, both = _intervals(v, 1e9)  # many documents: nothing is widened
+    assert est == 0 and docs == pytest.approx([-1.96/3**.5, 1.96/3**.5], abs=.05) and seeds == pytest.approx([-4.3027/3**.5, 4.3027/3**.5], rel=1e-3)
+    assert both[1] > 1.02*seeds[1] and both[0] < 1.02*seeds[0]   # as variances add: wider than either
+
+def test_students_quantile_and_effective_documents():
+    for df in (2., 3.5, 9, 22.3, 60): assert t_quantile(df) == pytest.approx(t_by_sum(df), rel=4e-3)
+    assert t_quantile(1) == pytest.approx(12.7062, rel=1e-4) and t_quantile(2, .5) == 0 and t_quantile(4, .025) == -t_quantile(4)
+    r = two(n_docs=3)[0]; r.arrays['sst'] = [4., 1., 1.]
+    assert _effective([r], 'fvu') == pytest.approx(2) and _widening(2.) == pytest.approx(2**.5*12.7062/1.959964, rel=1e-4) and math.isnan(_widening(1.))
+
+# --- the paired test
+
+def test_sign_flip_against_every_pattern():
+    g = np.random.default_rng(0)
+    for log in (True, False):
+        ea, eb = g.uniform(1, 2, (2, 3, 6))
+        def stat(flip):
+            a, b = ([sum((q if f else p)[d] for d, f in enumerate(flip)) for p, q in zip(x, y)] for x, y in ((ea, eb), (eb, ea)))
+            return np.mean([math.log(i/j) if log else i - j for i, j in zip(a, b)])
+        every = [stat([i >> d & 1 for d in range(6)]) for i in range(64)]
+        seen, p = sign_flip(ea, eb, log)
+        assert seen == pytest.approx(every[0]) and p == pytest.approx(np.mean(np.abs(every) >= abs(every[0]) - 1e-12))
+        assert sign_flip(eb, ea, log)[1] == p and sign_flip(ea, eb, log, n=60)[1] == pytest.approx(p, abs=.2) and sign_flip(ea, eb, log, n=60)[1] >= 1/61
+
+@pytest.mark.parametrize('metric', ['fvu', 'delta_lm_loss'])
+def test_paired_test_is_about_the_area(metric):
+    rs = two(.97, n_docs=12, seeds=2, seed_noise=.01, noise=.1, seed=2)
+    t, v = paired_test(rs, metric=metric), falsifier(rs, metric=metric, n_boot=2)
+    assert t['area'] == pytest.approx(v.area, rel=1e-9) and t['seeds'] == 2 and t['n_docs'] == 12
+    at = paired_test(rs, metric=metric, l0s=[4, 30, 60]); assert at['area'] == pytest.approx(np.mean([x for x in falsifier(rs, metric=metric, l0s=[4, 30, 60], n_boot=2).values if x is not None]), rel=1e-9)
+    runs = [r for r in rs if (r.config['arch'], r.config['seed']) == ('jumprelu', 1)]
+    e = _errors(rs, 'jumprelu', 1, metric, [20, 50], range(12))
+    assert e.sum(1) == pytest.approx(at_l0([r.metrics['l0'] for r in runs], [r.metrics[metric] for r in runs], [20, 50], log=metric == 'fvu'), rel=1e-9)
+    assert paired_test(rs, 'topk', 'jumprelu', metric)['p'] == t['p']
+
+def test_p_is_uniform_when_nothing_differs_and_small_when_something_does():
+    ps = {r: [paired_test(two(r, noise=.05, seed=s), n=199)['p'] for s in range(300)] for r in (1., .98)}
+    assert uniform_distance(ps[1.]) < 1.63/300**.5 and np.mean(np.array(ps[.98]) < .05) > .7
+    assert uniform_distance(np.arange(1, 101)/100) == pytest.approx(.01) and uniform_distance([0, 0]) == 1
+
+# --- the verdict
 
 def test_order_does_not_matter():
     rs = two(.97, seeds=2, n_docs=15)
     a, b = falsifier(rs), falsifier(rs[::-1])
-    assert (a.difference, a.lo, a.hi) == pytest.approx((b.difference, b.lo, b.hi), rel=1e-12)
+    assert [a.area, *a.both] == pytest.approx([b.area, *b.both], rel=1e-12)
     for r in rs[:3]:  # nor the order of documents inside a result
         for k, v in r.arrays.items(): r.arrays[k] = v[::-1]
-    assert falsifier(rs).lo == pytest.approx(a.lo, rel=1e-12)
+    assert falsifier(rs).both == pytest.approx(a.both, rel=1e-12)
 
 def test_margin_and_points():
     rs = two(.97)
@@ -90,7 +152,7 @@ def test_margin_and_points():
     v = falsifier(rs, l0s=[4, 16, 32, 100, 1000])
     assert [x is None for x in v.values] == [True, True, False, False, True] and v.verdict == 'held'
     out = falsifier(rs, l0s=[4, 1000])
-    assert out.verdict == 'undecided' and out.difference is None and 'no L0 in common' in out.sentence
+    assert out.verdict == 'undecided' and out.area is None and 'no L0 in common' in out.sentence
 
 def test_verdict_is_json(tmp_path):
     apart = [r for r in two() if (r.config['target'] < 40) == (r.config['arch'] == 'topk')]
@@ -150,10 +212,36 @@ def test_equal_l0_table():
     rs = synthetic_results(dict(topk=1., jumprelu=.9), seeds=2, seed_noise=.01, n_docs=20)
     rows = equal_l0_table(rs, (16, 50, 500))
     j = next(r for r in rows if (r['arch'], r['l0']) == ('jumprelu', 50))
-    per = [np.log(at_l0(*np.array([(r.metrics['l0'], r.metrics['fvu']) for r in rs if r.config == dict(arch='jumprelu', seed=s, target=r.config['target'])]).T, 50)) for s in (0, 1)]
-    assert j['fvu'] == pytest.approx(np.exp(np.mean(per))) and j['fvu_lo'] < j['fvu'] < j['fvu_hi'] and j['seeds'] == 2
+    per = [at_l0(*np.array([(r.metrics['l0'], r.metrics['fvu']) for r in rs if r.config == dict(arch='jumprelu', seed=s, target=r.config['target'])]).T, 50) for s in (0, 1)]
+    assert j['fvu'] == pytest.approx(np.exp(np.mean(np.log(per)))) and j['fvu_lo'] < j['fvu'] < j['fvu_hi'] and j['seeds'] == 2
+    assert j['fvu_sd'] == pytest.approx(abs(per[0] - per[1])/2**.5) and j['delta_lm_loss_sd'] > 0
     assert [r['fvu'] is None for r in rows] == [False, False, True, True, False, True]   # JumpReLU's lowest L0 is 17.6
-    w = wide_table(rows); assert w[1]['L0 = 500'] == '–' and w[0]['L0 = 50'].startswith('0.')
+    w = wide_table(rows); assert w[1]['L0 = 500'] == '–' and w[0]['L0 = 50'].startswith('0.') and ' ± ' in w[0]['L0 = 50']
+    calm, moody = (equal_l0_table(synthetic_results(dict(topk=1.), seeds=3, seed_noise=s, n_docs=20), (32,))[0] for s in (0., .1))
+    rel = lambda r: (r['fvu_hi'] - r['fvu_lo'])/r['fvu']
+    assert rel(moody) == pytest.approx(rel(calm), rel=.05) and moody['fvu_sd'] > 5*calm['fvu_sd']   # the bracket is over documents alone
+    one = equal_l0_table(two(), (32,))[0]; assert one['fvu_sd'] is None and '±' not in wide_table([one])[0]['L0 = 32']
+
+def test_a_crossing_is_said():
+    rs = two(.9)
+    for r in rs:
+        if r.name == 'jumprelu-16-seed0': r.arrays['sse'] = [1.25*x for x in r.arrays['sse']]
+    assert falsifier(rs).verdict == 'held' and 'though not at every L0' in falsifier(rs).sentence and 'though not at every L0' in falsifier(rs, 'topk', 'jumprelu').sentence
+    assert 'every L0' not in falsifier(two(.9)).sentence
+
+def test_verdicts(tmp_path):
+    groups = {'main': synthetic_results(dict(gated=1.2, topk=1., jumprelu=.9), seeds=2), 'other': two(1.1), 'no loss': [replace(r, arrays={k: v for k, v in r.arrays.items() if not k.startswith('lm_')}) for r in two(seed=3)]}
+    rows = verdicts(groups, n_boot=400)
+    assert [(r['group'], r['baseline'], r['metric']) for r in rows] == [('main', b, m) for b in ('topk', 'gated') for m in ('fvu', 'delta_lm_loss')] + [('other', 'topk', 'fvu'), ('other', 'topk', 'delta_lm_loss'), ('no loss', 'topk', 'fvu')]
+    assert [r['verdict'] for r in rows] == ['held']*4 + ['refuted']*2 + ['undecided'] and [r['by_seeds'] == 'one seed' for r in rows] == [False]*4 + [True]*3
+    v = falsifier(groups['main'], b='gated', n_boot=400)
+    assert [rows[2][k] for k in ('area', 'by_documents', 'by_seeds', 'both')] == [v.area, v.by_documents, v.by_seeds, v.both] and rows[2]['sentence'] == f'main: {v.sentence}'
+    assert rows[4]['p'] == pytest.approx(1/400) and rows[-1]['p'] > .05
+    write_json(tmp_path/'v.json', rows)
+    text = text_table(verdict_table(rows)); assert 'one seed' in text and ' nats' in text and text.count('held') == 4
+    with pytest.raises(UserError, match='leave the group out'): verdicts(dict(x=[]))
+    apart = [r for r in two() if (r.config['target'] < 40) == (r.config['arch'] == 'topk')]
+    assert verdict_table(verdicts(dict(apart=apart)))[0] | dict(group='') == dict(group='', against='TopK', metric='FVU', area='–', p='–', verdict='undecided') | {'over documents': '–', 'over seeds': 'one seed'}
 
 def test_figure(tmp_path):
     import matplotlib; matplotlib.use('agg')
@@ -161,7 +249,9 @@ def test_figure(tmp_path):
     rs = synthetic_results(dict(topk=1., jumprelu=.9), seeds=2, n_docs=10)
     for name, head in (('f.png', b'\x89PNG'), ('f.svg', b'<?xml'), ('f.pdf', b'%PDF')):
         fig = frontier_figure(rs, tmp_path/name); assert (tmp_path/name).read_bytes().startswith(head)
-        assert '10 documents' in fig._supxlabel.get_text() and '2 seeds' in fig._supxlabel.get_text(); plt.close(fig)
+        assert '10 documents' in fig._supxlabel.get_text() and 'Thin bars: 95 % interval over documents' in fig._supxlabel.get_text() and 'interval over 2 seeds' in fig._supxlabel.get_text()
+        thick = [c for c in fig.axes[0].collections if c.get_linewidth()[0] == 6]; assert len(thick) == 2; plt.close(fig)   # one set of seeds' bars an architecture
+    one = frontier_figure(two(n_docs=10)); assert 'the bars say nothing' in one._supxlabel.get_text(); plt.close(one)
     no_lm = [replace(r, arrays={k: v for k, v in r.arrays.items() if not k.startswith('lm_')}) for r in rs]
     fig = frontier_figure(no_lm); assert len(fig.axes) == 1; plt.close(fig)
     with pytest.raises(UserError, match='no per-document sums'): frontier_figure([replace(r, arrays={}) for r in rs])
