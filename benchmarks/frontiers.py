@@ -3,20 +3,20 @@
     python benchmarks/frontiers.py                      # all; or: python benchmarks/frontiers.py mlp attn
 
 One seed, 299,520 training tokens, five sparsities, five architectures, the recipes of the main site (found there, at 2,048 latents; not tuned again).
-Finished SAEs, stores and evaluations are kept under --out and the cache; stop at any time. The evidence goes to results/frontiers/<name>/results.json."""
+Finished SAEs, stores and evaluations are kept under --out and the cache; stop at any time. The evidence goes to results/laptop-<name>/results.json."""
 import argparse, shutil
 from dataclasses import replace
 from pathlib import Path
 from jumprelu_sae.presets import LAPTOP
 from jumprelu_sae.reproduction import reproduce
 
-RESULTS = Path(__file__).parent.parent/'results'/'frontiers'
+RESULTS = Path(__file__).parent.parent/'results'
 L0S = (8, 16, 32, 64, 128)
 GRID = dict(relu=(.03, .053, .088, .13, .195), gated=(.055, .08, .12, .18, .27)) | dict.fromkeys(('topk', 'batchtopk', 'jumprelu'), L0S)
 BASE = replace(LAPTOP, n_train=299_520, grid=GRID)
-RUNS = dict(layer=replace(BASE, name='layer', about='residual stream after layer 14', site='resid.14'), mlp=replace(BASE, name='mlp', about='output of the MLP of layer 9', site='mlp.9'),
-    attn=replace(BASE, name='attn', about='attention of layer 9, before its output matrix', site='attn.9'), main=replace(BASE, name='main', about='the main site, for comparison', site='resid.9'),
-    wide=replace(BASE, name='wide', about='the main site, twice as wide', d_sae=4096))
+RUNS = dict(layer=replace(BASE, name='laptop-layer', about='residual stream after layer 14', site='resid.14'), mlp=replace(BASE, name='laptop-mlp', about='output of the MLP of layer 9', site='mlp.9'),
+    attn=replace(BASE, name='laptop-attn', about='attention of layer 9, before its output matrix', site='attn.9'), main=replace(BASE, name='laptop-main', about='the main site, for comparison', site='resid.9'),
+    wide=replace(BASE, name='laptop-wide', about='the main site, twice as wide', d_sae=4096))
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,5 +25,5 @@ if __name__ == '__main__':
     a = p.parse_args()
     for name in a.names or RUNS:
         reproduce(RUNS[name], a.out/name, progress=False, report=False)
-        (RESULTS/name).mkdir(parents=True, exist_ok=True)
-        for f in ('results.json', 'frontier.csv'): shutil.copy(a.out/name/f, RESULTS/name/f)
+        to = RESULTS/f'laptop-{name}'; to.mkdir(exist_ok=True)
+        for f in ('results.json', 'frontier.csv'): shutil.copy(a.out/name/f, to/f)

@@ -263,8 +263,8 @@ class Result:
         if not isinstance(d, dict) or d.get('format') != 1 or not {'name', 'config', 'metrics'} <= d.keys(): raise UserError(f'{path} is no result of format 1: delete it and run again')
         return cls(**d)
 
-# %% ../nbs/00_core.ipynb #51b12788
+# %% ../nbs/00_core.ipynb #2782b7d4
 ARCHS = ('relu', 'gated', 'topk', 'batchtopk', 'jumprelu')
-LABELS = dict(relu='ReLU (L1)', gated='Gated (RI-L1)', topk='TopK', batchtopk='BatchTopK', jumprelu='JumpReLU')
+LABELS = dict(relu='ReLU (L1)', gated='Gated', topk='TopK', batchtopk='BatchTopK', jumprelu='JumpReLU')
 COLORS = dict(relu='#999999', gated='#009E73', topk='#E69F00', batchtopk='#CC79A7', jumprelu='#0072B2')
 MARKERS = dict(relu='v', gated='s', topk='D', batchtopk='^', jumprelu='o')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUXK', 'SHORT_RUN', 'PAPER', 'SHORT']
 
-# %% ../nbs/21_recipe.ipynb #7331c767
+# %% ../nbs/21_recipe.ipynb #89193a23
 AUXK = 1/32  # α of AuxK: common elsewhere; the paper's value is not known to us
 
 SHORT_RUN = dict(lr_warmup=.05, sparsity_warmup=.1, lr_decay=.2, dead_after=25_000)  # schedules as fractions of the run
@@ -14,7 +14,7 @@ PAPER = dict(setting='coef', sae=dict(bandwidth=0.001, theta_init=0.001), train=
 
 SHORT = dict(
     relu=dict(setting='coef', sae={}, train=dict(lr=8e-3, beta1=.9)),
-    gated=dict(setting='coef', sae={}, train=dict(lr=8e-3)),
+    gated=dict(setting='coef', sae=dict(free_rows=False), train=dict(lr=8e-3, beta1=.9)),
     topk=dict(setting='k', sae=dict(aux_coef=1/8), train=dict(lr=4e-3, beta1=.9)),
     batchtopk=dict(setting='k', sae=dict(aux_coef=1/8), train=dict(lr=4e-3, beta1=.9)),
     jumprelu=dict(setting='target_l0', sae=dict(start='topk', coef=10., bandwidth=.05, aux_coef=AUXK, dead_coef=.01), train=dict(lr=4e-3, beta1=.9, lr_decay=.5, threshold_lr=1e-2, start=.5)))

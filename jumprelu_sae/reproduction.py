@@ -56,7 +56,7 @@ def jobs(
                 out.append(Job(f'{arch}-{v:g}-seed{seed}', arch, v, seed, sae, t, v if r.get('init') else None))
     return out
 
-# %% ../nbs/50_reproduction.ipynb #1f72827d
+# %% ../nbs/50_reproduction.ipynb #6fd1761a
 @dataclass
 class Data:
     "What training and evaluation need"
@@ -88,7 +88,7 @@ def get_data(
         split = split_documents(load_corpus(p.corpus, **some))
         tokens = {k: pack(split[k], lm.tokenizer, p.seq_len, budget[k]) for k in split}
     with clock('harvest'):
-        stores = {k: harvest(lm, t, site, store_dir(lm, t, site), progress=progress) for k, t in tokens.items()}
+        stores = {k: harvest(lm, t, site, store_dir(lm, t, site), progress=progress, corpus=p.corpus) for k, t in tokens.items()}
     with clock('scale'):
         loaded = {k: s.load() for k, s in stores.items() if k != 'train'}
         scaler, rule, mean, x_train, seen = train_part(stores['train'], p)

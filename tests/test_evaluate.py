@@ -1,15 +1,16 @@
 "Metrics against oracles written without the library, at every kind of site and family."
+import copy, json
 from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from jumprelu_sae import evaluate as E
-from jumprelu_sae.core import Scaler, UserError
-from jumprelu_sae.evaluate import LMEval, bootstrap_ratio, evaluate_activations, resample, splice_fn, spread_rows
-from jumprelu_sae.lm import capture, load_lm, parse_site, splice, token_losses
-from jumprelu_sae.sae import SAEConfig, make_sae
-from jumprelu_sae.text import Tokens, generated_corpus, pack
+from jumprelu_sae.core import Result, Scaler, UserError
+from jumprelu_sae.evaluate import LMEval, attribution, bootstrap_ratio, effective_l0, evaluate_activations, evaluate_saved, evaluation_table, kl_divergence, resample, splice_fn, spread_positions, spread_rows
+from jumprelu_sae.lm import capture, load_lm, parse_site, site_module, splice, token_losses
+from jumprelu_sae.sae import SAEConfig, make_sae, save_sae
+from jumprelu_sae.text import ByteTokenizer, Tokens, generated_corpus, load_corpus, pack, split_documents
 
 def keep(s): return SimpleNamespace(encode=lambda x: s*x, decode=lambda f: f)
 
@@ -47,6 +48,8 @@ def test_activations_against_numpy(data, dtype):
     assert m['n_massive'] == (~ok).sum() == 8 and m['n_tokens'] == ok.sum()
     assert m['fvu'] == pytest.approx(sse[ok].sum()/sst[ok].sum(), rel=1e-5)
     assert m['fvu_with_massive'] == pytest.approx(sse.sum()/sst.sum(), rel=1e-5)
+    hat, dot = ((back - mu)**2).sum(1), ((back - mu)*(X - mu)).sum(1)
+    assert m['shrinkage'] == pytest.approx(hat[ok].sum()/dot[ok].sum(), rel=1e-5) == sum(a['hat'])/sum(a['dot'])
     assert m['l0'] == pytest.approx(l0[ok].mean(), rel=1e-12)
     q = (f > 0).numpy()[ok].mean(0)
     assert [m['dead'], m['dense10'], m['dense1']] == pytest.approx([(q == 0).mean(), (q > .1).mean(), (q > .01).mean()])
@@ -70,6 +73,8 @@ def test_uncentred_scaler_with_a_training_mean(data):
     x, doc = data; s, mu = Scaler.fit(x, centre=False), x.mean(0)
     m = evaluate_activations(keep(.9), s, x, doc, mean=mu)[0]
     assert m['fvu'] == pytest.approx(float((.1*x).double().square().sum()/(x - mu).double().square().sum()), rel=1e-5)
+    hat, dev = (.9*x - mu).double(), (x - mu).double()
+    assert m['shrinkage'] == pytest.approx(float(hat.square().sum()/(hat*dev).sum()), rel=1e-4)
 
 def test_batches_do_not_matter(data):
     x, doc = data; s, sae = Scaler.fit(x), bent(16)
@@ -81,7 +86,7 @@ def test_ends_of_the_scale(data):
     assert evaluate_activations(keep(1.), s, x, doc)[0]['fvu'] == 0
     assert evaluate_activations(keep(0.), s, x, doc)[0]['fvu'] == pytest.approx(1, abs=1e-12)
     m = evaluate_activations(keep(0.), s, x + 1, doc)[0]      # held-out data elsewhere: still about the *training* mean
-    assert m['fvu'] == pytest.approx(1, abs=1e-12) and m['dead'] == 1 and m['l0'] == 0
+    assert m['fvu'] == pytest.approx(1, abs=1e-12) and m['dead'] == 1 and m['l0'] == 0 and m['shrinkage'] == 0
 
 def test_documents_with_massive_tokens_only_are_left_out(data):
     x, doc = data[0].clone(), data[1].clone(); doc[3], x[3] = 777, 1e4
@@ -174,6 +179,128 @@ def test_what_is_run_again(gemma2, monkeypatch):
         assert m['lm_massive'] == 1 and calls == [2, 3, 2, 3] and asked[1] == int(ev.counts[2].sum())
     finally:
         for h in hooks: h.remove()
+
+# --- KL, loss recovered, effective sparsity
+
+def by_hooks(lm, ids, site, fn=None):
+    "Logits of the model's own forward in float64, with `fn` hooked in by hand"
+    model = copy.deepcopy(lm.model).double()
+    twin = SimpleNamespace(**{k: getattr(lm, k) for k in ('family', 'n_layers')}, layers=model.model.layers)
+    module, end = site_module(twin, site)
+    hook = module.register_forward_pre_hook(lambda m, a: (fn(a[0]), *a[1:])) if end == 'input' else module.register_forward_hook(lambda m, a, o: fn(o))
+    if fn is None: hook.remove()
+    try: return model(input_ids=ids).logits
+    finally: hook.remove()
+
+def slow_splice(sae, scaler, mask, rule=None):
+    def fn(v):
+        out = v.clone()
+        for r, p in mask.nonzero().tolist():
+            if rule is None or not rule(v[r, p]): out[r, p] = sae.decode(sae.encode((v[r, p] - scaler.mean.double())/scaler.scale))*scaler.scale + scaler.mean.double()
+        return out
+    return fn
+
+def random_sae(d, n=40, seed=3):
+    W = F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+    def encode(x): z = x @ W.T.to(x.dtype); return z*(z > .1)
+    return SimpleNamespace(encode=encode, decode=lambda f: f @ W.to(f.dtype) + .01, W=W)
+
+@pytest.mark.parametrize('site', ['resid.1', 'mlp.3', 'attn.2'])
+def test_full_metrics_against_the_models_own_forward(lm, site):
+    t = rows(lm, n=150); ev = LMEval(lm, t, site, t.n_tokens, batch_rows=3)
+    x = capture(lm, t.ids, site)[parse_site(site)][t.mask]
+    scaler, sae = Scaler.fit(x), random_sae(x.shape[1])
+    lim = x.square().sum(1).quantile(.9); rule = lambda v: v.square().sum(-1) > lim
+    m, a = ev.delta(sae, scaler, rule, full=True)
+    with torch.no_grad():
+        clean = by_hooks(lm, t.ids, site).log_softmax(-1)
+        q, zero, mean = (by_hooks(lm, t.ids, site, f).log_softmax(-1) for f in (slow_splice(sae, scaler, t.mask, rule), slow_splice(SimpleNamespace(encode=lambda v: v, decode=lambda f: 0*f - scaler.mean.double()/scaler.scale), scaler, t.mask, rule), slow_splice(keep(0.), scaler, t.mask, rule)))
+    c = t.mask[:, :-1] & t.mask[:, 1:]
+    loss = lambda v: -v[:, :-1].gather(2, t.ids[:, 1:, None])[..., 0][c].mean()
+    assert m['kl'] == pytest.approx(float((clean.exp()*(clean - q)).sum(-1)[:, :-1][c].mean()), abs=2e-6) and m['kl'] > 1e-3
+    d, z, u = (float(loss(v) - loss(clean)) for v in (q, zero, mean))
+    assert [m['delta_lm_loss'], m['delta_zero_ablation'], m['delta_mean_ablation']] == pytest.approx([d, z, u], abs=2e-6)
+    for k, worst in (('loss_recovered_zero', z), ('loss_recovered_mean', u)): assert m[k] == (pytest.approx(1 - d/worst, rel=1e-3) if worst > 0 else None)
+    for k, v in (('lm_kl', 'kl'), ('lm_zero', 'delta_zero_ablation'), ('lm_mean', 'delta_mean_ablation')): assert sum(a[k])/sum(a['lm_tokens']) == pytest.approx(m[v], abs=1e-12)
+
+@pytest.mark.parametrize('site', ['resid.0', 'resid.3', 'mlp.2', 'attn.1'])
+def test_attribution_against_differences_in_float64(lm, site):
+    t = rows(lm, n=150); ev = LMEval(lm, t, site, t.n_tokens, batch_rows=2)
+    x = capture(lm, t.ids, site)[parse_site(site)]
+    scaler, sae = Scaler.fit(x[t.mask]), random_sae(x.shape[-1])
+    at, pos = torch.tensor([2, 0]), torch.tensor([4, 11])
+    y = attribution(ev, sae, scaler, at, pos)
+    for i, (r, p) in enumerate(zip(at.tolist(), pos.tolist())):
+        f = sae.encode(((x[r, p] - scaler.mean)/scaler.scale).double())
+        def L(f):
+            def fn(v): out = slow_splice(sae, scaler, t.mask[r:r+1])(v); out[0, p] = sae.decode(f)*scaler.scale + scaler.mean.double(); return out
+            with torch.no_grad(): z = by_hooks(lm, t.ids[r:r+1], site, fn)[0, p]
+            return float(z[t.ids[r, p+1]] - z.mean())
+        on = f.nonzero()[:, 0]; e = 4e-3*torch.eye(40).double()   # the norms compute in float32 whatever the model is
+        want = torch.tensor([float(f[j])*(L(f + e[j]) - L(f - e[j]))/8e-3 for j in on.tolist()])
+        assert len(on) >= 3 and (y[i, on] - want).abs().max() < 1e-3*want.abs().max() and y[i].count_nonzero() <= len(on)
+
+def test_effective_l0_by_hand():
+    y = torch.tensor([[1., 1, 1, 1], [-2, 2, 0, 0], [0, 0, 0, 7], [0, 0, 0, 0], [1e-30, 1e-30, 0, 0]])
+    assert effective_l0(y).tolist() == pytest.approx([4, 2, 1, 0, 2])
+    p = torch.tensor([.7, .2, .1]).double()
+    assert effective_l0(p[None]*-3) == pytest.approx(float((p**-p).prod()))      # e^S = Π p^-p
+
+def test_kl_of_a_confident_model():
+    "Logits far apart, where exponentials underflow: KL is then the difference of two losses"
+    two = SimpleNamespace(model=SimpleNamespace(get_output_embeddings=lambda: SimpleNamespace(weight=torch.eye(3))), config=None)
+    p, q = torch.tensor([[200., 0, 0]]), torch.tensor([[0., 150, 0]])
+    for words in (1, 2, 3): assert kl_divergence(two, p, q, words=words).tolist() == pytest.approx([150.])
+
+def test_positions_are_spread_and_wanted():
+    ok = torch.rand(30, 50, generator=torch.Generator().manual_seed(0)) < .3; ok[3] = False
+    got = spread_positions(ok, 5)
+    assert len(got) == 5 and all(ok[r, p].all() and len(r.unique()) == len(r) for r, p in got)
+    flat = torch.stack([torch.cat([r for r, _ in got]), torch.cat([p for _, p in got])], 1)
+    assert len(flat.unique(dim=0)) == len(flat) == 5*29
+    assert [float(p.float().mean()) for _, p in got] == pytest.approx([5, 15, 25, 34, 44], abs=3)
+
+# --- a saved SAE
+
+def saved(folder, arch='topk', d_in=32, scaler=True, **meta):
+    save_sae(folder, make_sae(SAEConfig(arch, d_in=d_in, d_sae=48, **(dict(k=4) if 'topk' in arch else {}))), Scaler(torch.ones(d_in), 9.) if scaler else None, dict(site='resid.1', model='tiny-llama', corpus='generated') | meta)
+    return folder
+SMALL = dict(n_test=600, n_lm=150, n_fit=300, seq_len=32, say=lambda t: None)
+
+@pytest.mark.parametrize('arch', ['topk', 'jumprelu', 'gated'])
+def test_evaluate_saved(tmp_path, arch):
+    lines = []
+    r = evaluate_saved(saved(tmp_path/'a', arch), **SMALL | dict(say=lines.append))
+    again = evaluate_saved(tmp_path/'a', **SMALL, out=tmp_path/'out')
+    assert r.metrics == again.metrics == Result.load(tmp_path/'out'/'evaluation.json').metrics and r.config['same_model']
+    assert r.metrics['n_tokens'] + r.metrics['n_massive'] == 600 and r.config['arch'] == arch
+    assert r.config['tokens_sha256'] == pack(split_documents(load_corpus('generated'))['test'], ByteTokenizer(), 32, 600).sha   # the test side, as others see it
+    assert (tmp_path/'out'/'evaluation.png').read_bytes()[:4] == b'\x89PNG' and lines[0] == evaluation_table(r) and f"{r.metrics['kl']:.4g}" in lines[0]
+
+def test_evaluate_saved_elsewhere(tmp_path):
+    "Another model and text than the folder's; text of one's own"
+    f = saved(tmp_path/'a')
+    (tmp_path/'t.jsonl').write_text('\n'.join(json.dumps(dict(text=f'Number {i}. ' + 'Some words about nothing. '*i)) for i in range(40)))
+    r = evaluate_saved(f, model='tiny-gemma2', site='mlp.2', corpus=tmp_path/'t.jsonl', **SMALL)
+    assert (r.config['site'], r.config['model']['name'], r.config['same_model']) == ('mlp.2', 'tiny-gemma2', False)
+    with pytest.raises(UserError, match='n_test='): evaluate_saved(f, corpus=tmp_path/'t.jsonl', **SMALL | dict(n_test=10**6))
+
+def test_a_scaler_that_does_not_centre_takes_the_training_mean(tmp_path):
+    f = saved(tmp_path/'a')
+    save_sae(f, make_sae(SAEConfig('topk', d_in=32, d_sae=48, k=4)), Scaler(torch.zeros(32), 9.), dict(site='resid.1', model='tiny-llama', corpus='generated'))
+    sae = saved(tmp_path/'b', scaler=False)
+    for folder in (f, sae): assert evaluate_saved(folder, **SMALL).metrics['fvu'] > 0
+
+@pytest.mark.parametrize('text,says', [('[]', 'another format'), ('{', 'not readable'), ('{"format": 1}', 'not a folder'), ('{"format": 1, "config": {"arch": "x", "d_in": 1, "d_sae": 1}, "sha256": ""}', 'altered')])
+def test_odd_folders(tmp_path, text, says):
+    f = saved(tmp_path/'a'); (f/'sae.json').write_text(text)
+    with pytest.raises(UserError, match=says) as e: evaluate_saved(f, **SMALL)
+    assert '\n' not in str(e.value)
+
+def test_wrong_width(tmp_path):
+    with pytest.raises(UserError, match='width 48, and resid.1 of tiny-llama has 32'): evaluate_saved(saved(tmp_path/'a', d_in=48), **SMALL)
+    with pytest.raises(UserError, match='says|say'): evaluate_saved(saved(tmp_path/'b', site=None), **SMALL)
+    with pytest.raises(UserError, match='no SAE'): evaluate_saved(tmp_path/'none', **SMALL)
 
 def test_memory_is_known_beforehand(gemma2):
     t = rows(gemma2)
