@@ -122,7 +122,7 @@ def ours(a, task: Path) -> tuple[dict, dict, dict]:
     calm = ~massive.any(1)
     row = tokens.mask.nonzero()[:, 0]
     xc = x[calm[row]]
-    facts = dict(sae=str(meta.get('name')), arch=sae.cfg.arch, d_sae=sae.cfg.d_sae, site=str(site), model=lm.info['name'], revision=lm.info.get('revision'), dtype='float32', corpus=a.corpus, rows=len(tokens), seq_len=a.seq_len,
+    facts = dict(sae=str(meta.get('name')), arch=sae.cfg.arch, d_sae=sae.cfg.d_sae, site=str(site), model=lm.info['name'], revision=lm.info.get('revision'), dtype='float32', corpus=a.corpus, rows_of_tokens=len(tokens), seq_len=a.seq_len,
         tokens=tokens.n_tokens, predictions=int(ev.counts.sum()), massive=int(massive.sum()), rows_without_massive=int(calm.sum()), tokens_sha256=tokens.sha)
     return metrics(torch.ones_like(calm), x, doc, scaler.mean), metrics(calm, xc, doc[calm[row]], xc.mean(0, dtype=torch.float64).float()), facts
 

@@ -99,7 +99,7 @@ def higher_error(baseline: str, run: str = 'laptop-full') -> Callable: # a judge
         return Finding(v.sentence, {'held': 'not', 'refuted': 'held'}.get(v.verdict, 'undecided'), f'{len(v.seeds)} seeds, {v.n_docs} documents', e.minutes(run), e.run(run)['env']['device'], dict(area=v.area, both=v.both))
     return judge
 
-# %% ../nbs/45_claims.ipynb #a405a2cf
+# %% ../nbs/45_claims.ipynb #976ecbe3
 def _mean(v): return sum(v)/len(v)
 
 def dense_latents(run: str = 'laptop-full') -> Callable: # a judge
@@ -117,7 +117,7 @@ def dense_latents(run: str = 'laptop-full') -> Callable: # a judge
                 below, above = [p for p in gated if p[0] <= x], [p for p in gated if p[0] >= x]
                 if not below or not above: continue
                 (a, u), (b, v) = below[-1], above[0]
-                rows.append((arch, math.exp(x), y, u if a == b else u + (v - u)*(x - a)/(b - a)))
+                rows.append([arch, math.exp(x), y, u if a == b else u + (v - u)*(x - a)/(b - a)])
         if not rows: return Finding('no common L0', 'undecided')
         more = [y > g for *_, y, g in rows]
         said = '; '.join(f'{a} at L0 {l:.0f}: {100*y:.2f} % against {100*g:.2f} %' for a, l, y, g in rows)
