@@ -8,7 +8,7 @@ itself computes from labels. It runs in a process of its own, and gets only the 
 SAELens (`sae_lens.evals`) knows neither massive tokens nor a training mean: it gets the rows that hold no massive token, and its
 explained variance, about the mean of its own tokens, is compared with our FVU about that mean. Everything in float32.
 Writes results/evaluate/second_opinion.json; fails when any number differs by more than 1e-3 of itself."""
-import argparse, json, os, subprocess, sys, tempfile
+import argparse, json, os, shutil, subprocess, sys, tempfile
 from importlib import metadata
 from pathlib import Path
 import torch
@@ -98,12 +98,15 @@ def worker(what: str, task: Path) -> None:
 
 def ours(a, task: Path) -> tuple[dict, dict, dict]:
     "Write the task; our metrics on all rows, and on those without massive tokens as SAELens defines them"
+    from jumprelu_sae.core import sha256
     from jumprelu_sae.evaluate import LMEval, evaluate_activations, held_out, open_saved
     from jumprelu_sae.harvest import fit_massive
     from jumprelu_sae.lm import load_lm, parse_site
     from jumprelu_sae.text import load_corpus, pack, special_ids, split_documents
     torch.set_num_threads(1)
-    sae, scaler, meta, model, site = open_saved(a.folder, a.model, a.site)
+    for n in ('sae.json', 'sae.safetensors'):                             # one copy for all: a run may write the folder again meanwhile
+        if Path(a.folder, n).exists(): shutil.copy(Path(a.folder, n), task)
+    sae, scaler, meta, model, site = open_saved(task, a.model, a.site)
     if site.kind != 'resid': sys.exit(f'{site}: a second opinion is written for the residual stream only')
     lm = load_lm(model, dtype='float32')
     split = split_documents(load_corpus(a.corpus))
@@ -114,7 +117,7 @@ def ours(a, task: Path) -> tuple[dict, dict, dict]:
     losses, massive = ev.spliced(sae, scaler, rule)
     save_file(dict(ids=tokens.ids, counts=tokens.mask, massive=massive), task/'rows.safetensors')
     folder = meta_folder(lm)
-    (task/'task.json').write_text(json.dumps(dict(sae=str(Path(a.folder).resolve()), model=folder, layer=site.layer, specials=special_ids(lm.tokenizer))))
+    (task/'task.json').write_text(json.dumps(dict(sae=str(task), model=folder, layer=site.layer, specials=special_ids(lm.tokenizer))))
     def metrics(rows, x, doc, mean):
         m, _ = evaluate_activations(sae, scaler, x, doc, rule, mean=mean)
         avg = lambda v: float(v[rows].sum()/ev.counts[rows].sum())
@@ -122,7 +125,7 @@ def ours(a, task: Path) -> tuple[dict, dict, dict]:
     calm = ~massive.any(1)
     row = tokens.mask.nonzero()[:, 0]
     xc = x[calm[row]]
-    facts = dict(sae=str(meta.get('name')), arch=sae.cfg.arch, d_sae=sae.cfg.d_sae, site=str(site), model=lm.info['name'], revision=lm.info.get('revision'), dtype='float32', corpus=a.corpus, rows_of_tokens=len(tokens), seq_len=a.seq_len,
+    facts = dict(sae=str(meta.get('name')), sae_sha256=sha256(task/'sae.safetensors'), arch=sae.cfg.arch, d_sae=sae.cfg.d_sae, site=str(site), model=lm.info['name'], revision=lm.info.get('revision'), dtype='float32', corpus=a.corpus, rows_of_tokens=len(tokens), seq_len=a.seq_len,
         tokens=tokens.n_tokens, predictions=int(ev.counts.sum()), massive=int(massive.sum()), rows_without_massive=int(calm.sum()), tokens_sha256=tokens.sha)
     return metrics(torch.ones_like(calm), x, doc, scaler.mean), metrics(calm, xc, doc[calm[row]], xc.mean(0, dtype=torch.float64).float()), facts
 
