@@ -7,7 +7,7 @@ __all__ = ['Ranks', 'flat', 'average_gradients', 'joint_mean', 'joint_line', 'jo
            'JointJumpReLU', 'joint', 'joint_sparse_loss', 'joint_terms', 'joint_step', 'Sharded', 'Own', 'JointWindows',
            'JointPaths', 'DistTrainer', 'train_together', 'pack_apart', 'harvest_share', 'open_shares']
 
-# %% ../nbs/22_distributed.ipynb #3a8749b6
+# %% ../nbs/22_distributed.ipynb #1a2ab905
 import math, time
 from collections import Counter
 from functools import partial
@@ -16,7 +16,6 @@ from typing import Callable
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch import Tensor
 
 from .core import ActivationStream, UserError
@@ -27,7 +26,7 @@ from .sparse import SparseDecode, SparsePre, Support, find_topk, gate_on, sparse
 from .text import Document, Tokens, pack, worker_of
 from .train import Paths, TrainConfig, Trainer, Windows, check_finite, lr_factor, sparsity_factor, train_saes
 
-# %% ../nbs/22_distributed.ipynb #d3d718cd
+# %% ../nbs/22_distributed.ipynb #168c89b0
 class Ranks:
     "The processes of one run: who am I, and what do we have together? Alone, every method returns what it was given"
     OPS = dict(sum=dist.ReduceOp.SUM, min=dist.ReduceOp.MIN, max=dist.ReduceOp.MAX)
@@ -35,6 +34,8 @@ class Ranks:
     def __init__(self,
         cpu: bool = False, # stay on the CPU even where there are GPUs
     ):
+        from accelerate import PartialState   # a second and many modules: only for who asks for ranks
+        import torch.distributed.nn.functional   # noqa: F401  its defaults hold on to the group of the moment of its import (torch._dynamo imports it): it must come before there is one, or `close` cannot end the threads
         s = PartialState(cpu=cpu)
         self.rank, self.world, self.device, self.bytes = s.process_index, s.num_processes, s.device, Counter()
 
