@@ -26,6 +26,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'jumprelu_sae.cli': { 'jumprelu_sae.cli.evaluate': ('cli.html#evaluate', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.main': ('cli.html#main', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.presets': ('cli.html#presets', 'jumprelu_sae/cli.py'),
+                                  'jumprelu_sae.cli.probe': ('cli.html#probe', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.report': ('cli.html#report', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.reproduce': ('cli.html#reproduce', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.sigterm_as_interrupt': ('cli.html#sigterm_as_interrupt', 'jumprelu_sae/cli.py'),
