@@ -150,7 +150,7 @@ def learning_theta(e: Evidence) -> Finding: # a judge
 
 def later(why: str, verdict: str = 'not yet tested') -> Callable: return lambda e: Finding(why, verdict)  # a judge that does not judge
 
-# %% ../nbs/45_claims.ipynb #1f749675
+# %% ../nbs/45_claims.ipynb #5e92bd58
 PAPER = "the paper, in our words"
 PITH = "a machine-written review page (Pith, 2026), not the paper's or a journal's"
 BIG, SMALL = 'Gemma 2 9B base, layers 9, 20, 31, width 131,072, 8 billion tokens', 'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 1 million tokens, L0 8 to 256, SHORT recipe'
@@ -172,7 +172,7 @@ CLAIMS = [
     Claim('F', 'a side-by-side showing higher MSE for JumpReLU than for TopK at identical L0 on held-out activations', PITH, 'would refute C4', SMALL, 'FVU certainly higher ("held" is bad news for the paper)', ZERO, '31_frontier, The falsifier, as a function', RUN, higher_error('topk')),
     Claim('B1', 'JumpReLU beats BatchTopK at fixed sparsity', 'ours: BatchTopK is the stronger rival in its own paper', '', SMALL, 'better on both metrics', ZERO, FRONTIER, RUN, better('batchtopk')),
     *(Claim(f'S{i}', 'better than Gated, TopK and BatchTopK at equal L0 elsewhere: ' + place, 'ours, after the paper, which compares at three layers and three sites', BIG, 'Gemma 3 270M (4-bit conversion), 300 thousand tokens, L0 8 to 128, one seed, SHORT as tuned at the main site',
-        'better than each of the three on FVU and delta LM loss', 'none: the interval over documents (one seed) says what is noise', '31_frontier, Elsewhere', f"python benchmarks/frontiers.py {run.removeprefix('laptop-')}", better('gated', 'topk', 'batchtopk', run=run)) for i, (run, place) in enumerate(PLACES.items())),
+        'better than each of the three on FVU and delta LM loss', 'none: the interval over documents (one seed) says what is noise', FRONTIER, f"python benchmarks/frontiers.py {run.removeprefix('laptop-')}", better('gated', 'topk', 'batchtopk', run=run)) for i, (run, place) in enumerate(PLACES.items())),
     Claim('R1', 'an explicit derivation of the estimator, and an ablation that isolates it from the activation', PITH, '', '', 'both exist', '', '03_expected_loss; 21_recipe', 'python benchmarks/derivation.py; python benchmarks/recipe.py ablation', lambda e: Finding('03_expected_loss derives it; the ablation varies one thing a row, three seeds', 'held' if e.has('derivation.json') and e.has('recipe/ablation.json') else 'not yet tested')),
     Claim('R2', 'error bars over seeds, data-split details, and an ablation that varies only the activation', PITH, '', SMALL, 'three seeds; counts and hashes of each part', '', '50_reproduction, The data', RUN, lambda e: Finding(f"{len(e.run()['preset']['seeds'])} seeds; {', '.join(k + ' ' + format(v['documents'], ',') + ' documents' for k, v in e.run()['facts']['parts'].items())}", 'held' if len(e.run()['preset']['seeds']) >= 3 else 'not')),
     Claim('R3', 'correlation of manual and automated interpretability scores; a control that latents stay causally relevant', PITH, '', '', '', '', '', '', later('32 to 34 are to come')),
@@ -240,7 +240,7 @@ def negative(
         out.append(dict(what=f'ablation, one thing varied: {n}', seen=f"L0 {_spans(abl, n, 'l0')}, FVU {_spans(abl, n, 'fvu')}", file='recipe/ablation.json'))
     return out
 
-# %% ../nbs/45_claims.ipynb #03d57a60
+# %% ../nbs/45_claims.ipynb #26bf5b47
 def _seconds(d: dict) -> float|None: # of computing, as a file tells it
     if 'seconds' in d: return d['seconds']
     if 'stages' in d: return sum(d['stages'].values())
@@ -261,5 +261,5 @@ def spent(
         d = evidence.json(str(f.relative_to(evidence.root))); t, env = _seconds(d), d.get('env') or {}
         n = len(d.get('results') or d.get('rows') or d.get('runs') or []); more = len(d.get('development') or [])
         if t is not None: hours += t*_threads(env)/3600
-        out.append({'file': str(f.relative_to(evidence.root)), 'runs or rows': f'{n} + {more} in development' if more else str(n), 'minutes': 'not recorded' if t is None else f'{t/60:.1f}', 'CPU hours, at most': '' if t is None else f'{t*_threads(env)/3600:.2f}', 'device': env.get('device', '')})
+        out.append({'file': str(f.relative_to(evidence.root)), 'runs or rows': f'{n} + {more} in development' if more else str(n or ''), 'minutes': 'not recorded' if t is None else f'{t/60:.1f}', 'CPU hours, at most': '' if t is None else f'{t*_threads(env)/3600:.2f}', 'device': env.get('device', '')})
     return out + [{'file': 'all of it', 'runs or rows': '', 'minutes': '', 'CPU hours, at most': f'{hours:.2f}', 'device': ''}]
