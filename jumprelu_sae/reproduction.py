@@ -319,15 +319,15 @@ def summary(
     "The short table, the answer, and where the report is"
     return '\n'.join(['', text_table(short_rows(results), TABLE), '', "Is JumpReLU's error higher than TopK's at equal L0?", *(f'  {a}' for a in answers(results)[:2]), '', f"report: {out/'report.html'}"])
 
-# %% ../nbs/50_reproduction.ipynb #d38b1335
+# %% ../nbs/50_reproduction.ipynb #b9a3d708
 DEPARTURES = [
     dict(what='model', paper='Gemma 2 9B base', ours='Gemma 3 270M, in a third party\'s 4-bit conversion (Q4_K_M) to plain weights', effect='smaller and quantised: activations and losses are not comparable in size'),
-    dict(what='corpus', paper='pre-training text, 8 billion tokens', ours='the presidential addresses (249 documents), 250 thousand training tokens', effect='all SAEs are under-trained; architectures that learn fast are favoured'),
+    dict(what='corpus', paper='pre-training text, 8 billion tokens', ours='the presidential addresses (249 documents), 250 thousand (laptop) or 1 million (laptop-full) training tokens', effect='all SAEs are under-trained; architectures that learn fast are favoured'),
     dict(what='width', paper='131,072 latents', ours='2,048 latents', effect='fewer rare features; dense latents weigh more'),
     dict(what='context', paper='unknown to us for training; 1,024 tokens for evaluation', ours='128 tokens', effect='fewer long-range features'),
     dict(what='input normalisation', paper='one scalar, E‖x‖² = 1', ours='the training mean is subtracted first, then one scalar', effect='without it 95 % of the second moment would be one constant vector'),
     dict(what='massive tokens', paper='not mentioned', ours='‖x‖² above 20 training medians: left out of training, L0 and FVU, left unspliced, counted', effect='a few tokens in 10,000 would hold a quarter of the variance'),
-    dict(what='learning rate, momentum, batch', paper='7e-5, β₁ = 0, batch 4,096', ours='tuned on validation documents, equally many runs for each architecture; β₁ = 0.9; batch 512', effect='needed: about 500 steps instead of millions'),
+    dict(what='learning rate, momentum, batch', paper='7e-5, β₁ = 0, batch 4,096', ours='tuned on validation documents, equally many runs for each architecture; β₁ = 0.9; batch 512', effect='needed: 500 to 2,000 steps instead of millions'),
     dict(what='warm-ups', paper='1,000 steps (learning rate), 10,000 steps (λ)', ours='5 % and 10 % of the run; the last 20 % or 50 %, as tuned, decay linearly to 0', effect='needed for the same reason; decay lowers the error of all'),
     dict(what='JumpReLU start', paper='thresholds start at 0.001', ours='the gate is TopK for the first half of the run; then all thresholds start at the value that gives the wanted L0', effect='the largest gain of the short recipe: 21_recipe measures it'),
     dict(what='JumpReLU thresholds', paper='ε = 0.001, one learning rate', ours='ε = 0.05; log θ has a learning rate of its own, 0.01', effect='needed: log θ moves by about the learning rate a step'),
