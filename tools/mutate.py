@@ -59,7 +59,7 @@ def matches(m):
 def copy(folder):
     "The package, its tests and notebooks in `folder`, and the plugin; nothing is installed"
     skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
-    for d in (LIB, 'tests', 'nbs'): shutil.copytree(ROOT/d, folder/d, ignore=skip)
+    for d in (LIB, 'tests', 'nbs', 'results'): shutil.copytree(ROOT/d, folder/d, ignore=skip)
     for f in ('conftest.py', 'pyproject.toml', 'settings.ini'): shutil.copy(ROOT/f, folder)
     (folder/'mutant_plugin.py').write_text(PLUGIN, encoding='utf-8')
 
