@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'MARGIN', 'PAPER', 'PITH', 'BIG', 'SMALL', 'RUN', 'FRONTIER', 'PLACES', 'ZERO', 'SIZE', 'CLAIMS',
            'Evidence', 'Finding', 'Claim', 'combine', 'better', 'not_worse', 'higher_error', 'dense_latents',
-           'estimator', 'learning_theta', 'later', 'judged', 'write_claims', 'claim_table', 'place_rows', 'negative',
-           'spent']
+           'estimator', 'learning_theta', 'who_receives', 'later', 'judged', 'write_claims', 'claim_table',
+           'place_rows', 'negative', 'spent']
 
 # %% ../nbs/45_claims.ipynb #6c8bf980
 import math
@@ -130,7 +130,7 @@ def dense_latents(run: str = 'laptop-full') -> Callable: # a judge
         return Finding(said, 'held' if all(more) else 'not' if not any(more) else 'partly', f"{len(rows)} comparisons, {len(d['preset']['seeds'])} seeds", e.minutes(run), d['env']['device'], dict(rows=rows))
     return judge
 
-# %% ../nbs/45_claims.ipynb #c96d3202
+# %% ../nbs/45_claims.ipynb #da3e61fc
 def estimator(e: Evidence) -> Finding: # a judge
     "Agreement with the expectation, and the orders of the biases"
     d = e.json('derivation.json')
@@ -152,9 +152,15 @@ def learning_theta(e: Evidence) -> Finding: # a judge
     return Finding(f'FVU at L0 = 32 of learnt against fixed thresholds: {100*gap:+.1f} % ± {100*se:.1f} % (standard error)', 'held' if gap < -3*se else 'not' if gap > 3*se else 'undecided', f'{len(a)} seeds each',
         sum(r['seconds'] for r in d.values())/60, e.json('recipe/ablation.json')['env']['device'], dict(gap=gap, se=se))
 
+def who_receives(e: Evidence) -> Finding: # a judge
+    "Is the answer there, and would a test notice another one?"
+    d = e.json('mutants.json'); leaks = [r for r in d['rows'] if 'leak into z' in r['fault']]
+    return Finding(f"a table in 02_ste says it for every variable and both terms; of {len(leaks)} mutants that send the pseudo-derivative to z, {sum(r['red'] > 0 for r in leaks)} were noticed by tests (of {len(d['rows'])} mutants of all kinds, {sum(r['red'] > 0 for r in d['rows'])})",
+        'held' if leaks and all(r['red'] for r in leaks) else 'not', f'{len(leaks)} mutants', d['seconds']/60, d['env']['device'])
+
 def later(why: str, verdict: str = 'not yet tested') -> Callable: return lambda e: Finding(why, verdict)  # a judge that does not judge
 
-# %% ../nbs/45_claims.ipynb #c5af8af6
+# %% ../nbs/45_claims.ipynb #8d06dca8
 PAPER = "the paper, in our words"
 PITH = "a machine-written review page (Pith, 2026), not the paper's or a journal's"
 BIG, SMALL = 'Gemma 2 9B base, layers 9, 20, 31, width 131,072, 8 billion tokens', 'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 1 million tokens, L0 8 to 256, SHORT recipe'
@@ -180,7 +186,7 @@ CLAIMS = [
     Claim('R1', 'an explicit derivation of the estimator, and an ablation that isolates it from the activation', PITH, '', '', 'both exist', '', '03_expected_loss; 21_recipe', 'python benchmarks/derivation.py; python benchmarks/recipe.py ablation', lambda e: Finding('03_expected_loss derives it; the ablation varies one thing a row, three seeds', 'held' if e.has('derivation.json') and e.has('recipe/ablation.json') else 'not yet tested')),
     Claim('R2', 'error bars over seeds, data-split details, and an ablation that varies only the activation', PITH, '', SMALL, 'three seeds; counts and hashes of each part', '', '50_reproduction, The data', RUN, lambda e: Finding(f"{len(e.run()['preset']['seeds'])} seeds; {', '.join(k + ' ' + format(v['documents'], ',') + ' documents' for k, v in e.run()['facts']['parts'].items())}", 'held' if len(e.run()['preset']['seeds']) >= 3 else 'not')),
     Claim('R3', 'correlation of manual and automated interpretability scores; a control that latents stay causally relevant', PITH, '', '', '', '', '', '', later('32 to 34 are to come')),
-    Claim('R4', 'which variables receive the straight-through gradient, said explicitly', PITH, '', '', 'a table, tested', '', '02_ste, Who receives what', 'make test', later('a table in 02_ste says it for every variable and both terms, and its cells test it', 'held'))]
+    Claim('R4', 'which variables receive the straight-through gradient, said explicitly', PITH, '', '', 'a table says it, and every mutant that sends it elsewhere is noticed', '', '02_ste, Who receives what', 'python tools/mutate.py --save', who_receives)]
 
 # %% ../nbs/45_claims.ipynb #65ddf70d
 def judged(

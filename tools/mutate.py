@@ -1,8 +1,8 @@
 """Bring each of the seven faults of `02_ste` into a copy of the package, and see which tests go red.
 
 `python tools/mutate.py` prints a table and exits with 1 if a fault survives, or if a text to be replaced is not in the source exactly once.
-`python tools/mutate.py "1/eps twice"` runs the faults whose name holds that text."""
-import os, re, shutil, subprocess, sys, tempfile
+`python tools/mutate.py "1/eps twice"` runs the faults whose name holds that text; `python tools/mutate.py --save` runs all and writes results/mutants.json."""
+import os, re, shutil, subprocess, sys, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +82,8 @@ def run_mutant(m, folder):
     finally:
         for p, src in was.items(): p.write_text(src, encoding='utf-8')
 
-def main(which=''):
-    chosen, bad = [m for m in MUTANTS if which in m.fault], 0
+def main(which='', save=False):
+    chosen, bad, rows, start = [m for m in MUTANTS if which in m.fault], 0, [], time.monotonic()
     if not chosen: print(f'no fault has {which!r} in its name: ' + ', '.join(dict.fromkeys(m.fault for m in MUTANTS))); return 1
     with tempfile.TemporaryDirectory() as d:
         folder = Path(d)
@@ -95,8 +95,12 @@ def main(which=''):
             if any(n != 1 for n in matches(m)): red, out = [], f'NO MATCH: its text is in {" and ".join(files(m))} {matches(m)} times'
             else: out = (red := run_mutant(m, folder)) and red[0] or 'SURVIVED'
             bad += not red
+            rows.append(dict(fault=m.fault, where=m.where, file=m.file, red=len(red), first=out))
             print(f'{m.fault:31s} {m.where:22s} {len(red):3d}  {out}', flush=True)
     print(f'{len(chosen)} mutants, {bad} unnoticed')
+    if save:
+        from jumprelu_sae.core import run_env, write_json
+        write_json(ROOT/'results'/'mutants.json', dict(format=1, command='python tools/mutate.py --save', rows=rows, seconds=round(time.monotonic() - start, 1), env=run_env()))
     return int(bad > 0)
 
-if __name__ == '__main__': sys.exit(main(*sys.argv[1:2]))
+if __name__ == '__main__': sys.exit(main(*[a for a in sys.argv[1:] if a != '--save'][:1], save='--save' in sys.argv))
