@@ -28,6 +28,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.claims.not_worse': ('claims.html#not_worse', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.place_rows': ('claims.html#place_rows', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.spent': ('claims.html#spent', 'jumprelu_sae/claims.py'),
+                                     'jumprelu_sae.claims.who_receives': ('claims.html#who_receives', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.write_claims': ('claims.html#write_claims', 'jumprelu_sae/claims.py')},
             'jumprelu_sae.cli': { 'jumprelu_sae.cli.evaluate': ('cli.html#evaluate', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.main': ('cli.html#main', 'jumprelu_sae/cli.py'),
