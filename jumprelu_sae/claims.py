@@ -81,7 +81,7 @@ def better(*baselines: str, run: str = 'laptop-full', at_most: str|None = None) 
             {f'{v.b}, {v.metric}': dict(area=v.area, by_documents=v.by_documents, by_seeds=v.by_seeds, both=v.both, verdict=v.verdict) for v in vs})
     return judge
 
-# %% ../nbs/45_claims.ipynb #d20848ef
+# %% ../nbs/45_claims.ipynb #b11d59ac
 MARGIN = dict(fvu=math.log(1.01), delta_lm_loss=.01)
 
 def not_worse(baseline: str, run: str = 'laptop-full') -> Callable: # a judge
@@ -101,7 +101,7 @@ def higher_error(baseline: str, run: str = 'laptop-full') -> Callable: # a judge
         at = [dict(l0=l, low=a, high=b) for l, a, b in zip(v.l0s, v.los, v.his) if a is not None and a > 0]
         verdict = {'refuted': 'held', 'held': 'not'}.get(v.verdict, 'undecided')
         if at and verdict != 'held': verdict = 'partly'
-        said = f"the error is certainly higher at {len(at)} of {len(v.l0s)} L0s ({at[0]['l0']:.0f} to {at[-1]['l0']:.0f}; there by {100*math.expm1(at[0]['low']):.1f} % to {100*math.expm1(max(o['high'] for o in at)):.1f} %)" if at else 'at no single L0 is the error certainly higher'
+        said = f"the error is certainly higher at {len(at)} of {len(v.l0s)} L0s ({at[0]['l0']:.0f} to {at[-1]['l0']:.0f}), by at most {100*math.expm1(max(o['high'] for o in at)):.1f} %" if at else 'at no single L0 is the error certainly higher'
         return Finding(f"{said}; over the whole range: {v.sentence.partition(': ')[2]}", verdict, f'{len(v.seeds)} seeds, {v.n_docs} documents', e.minutes(run), e.run(run)['env']['device'], dict(area=v.area, both=v.both, at=at))
     return judge
 
