@@ -221,7 +221,7 @@ def _manifest(out, plan, doc_ids, facts):
         raise UserError(f"{out} holds another harvest (other {', '.join(other)}): choose another folder or delete it")
     return dict(plan=plan, d_in=plan['d_in'], doc_ids=doc_ids, complete=False, shards=[]) | old | dict(facts=old.get('facts', {}) | facts)
 
-# %% ../nbs/12_harvest.ipynb #d04b9134
+# %% ../nbs/12_harvest.ipynb #f51694c2
 @contextlib.contextmanager
 def _alone(
     out: Path,  # a folder, made if it is not there
@@ -233,7 +233,7 @@ def _alone(
     try:
         try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
         except BlockingIOError: raise UserError(f'another harvest is writing to {out}: wait for it or give another folder') from None
-        for o in out.glob('.*.tmp'): o.unlink()
+        for o in (*out.glob('.*.tmp'), *out.glob('.tmp??????')): o.unlink()   # half written: by `writing`, and inside it by safetensors, under a name of its own
         yield
     finally: os.close(fd)
 

@@ -377,3 +377,10 @@ def test_sigkill_and_flips():
     r = subprocess.run([sys.executable, tool, '3', '5', '1'], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert r.returncode == 0, r.stdout + r.stderr
     assert '3 kills, 0 wrong' in r.stdout and '5 flips, 0 missed' in r.stdout and 'identical' in r.stdout
+
+@pytest.mark.parametrize('name', ['.shard-00000.safetensors.77.tmp', '.tmpEJLQ6z'])
+def test_half_written_files_are_cleared_away(tmp_path, name):
+    "What a killed harvest left aside, under our name or that of safetensors, goes with the next one"
+    (tmp_path/'store').mkdir(); (tmp_path/'store'/name).write_bytes(b'half')
+    harvest(load_lm('tiny-gemma2'), pack(generated_corpus(4), ByteTokenizer(), 64, 63*8), 'resid.1', tmp_path/'store', progress=False)
+    assert not (tmp_path/'store'/name).exists() and (tmp_path/'store'/'manifest.json').exists()

@@ -28,6 +28,10 @@ def finish(p):
     p.join()
     if p.exitcode: raise SystemExit(f'the harvest failed instead of going on (exit code {p.exitcode})')
 
+def half_written(name):
+    "Ours end in .tmp; safetensors writes aside as well, to a name such as .tmpEJLQ6z"
+    return name.startswith('.') and (name.endswith('.tmp') or len(name) == 10 and name.startswith('.tmp'))
+
 def look(out, before):
     "What each site's manifest lists: dict of path -> (SHA-256, time of writing); raises AssertionError for whatever a kill may not cost"
     now = {}
@@ -40,9 +44,9 @@ def look(out, before):
             listed = {o['file'] for o in s.manifest['shards']}
             now |= {folder/o['file']: (o['sha256'], (folder/o['file']).stat().st_mtime_ns) for o in s.manifest['shards']}
         files = {o.name for o in folder.glob('*')} | {o.name for o in folder.glob('.*')}
-        stray = {f for f in files - listed - {'manifest.json'} if not (f.startswith('.') and f.endswith('.tmp'))}
+        stray = {f for f in files - listed - {'manifest.json'} if not half_written(f)}
         assert len(stray) <= 1 and all(f.startswith('shard-') for f in stray), f'{site}: strays {sorted(stray)}'   # at most the shard in flight, whole but not yet listed
-    half = list(out.glob('*/.*.tmp'))
+    half = [o for o in out.glob('*/.*') if half_written(o.name)]
     assert len(half) <= 1, f'left half written, and not removed by the next run: {half}'
     lost = [str(f) for f in before if now.get(f) != before[f]]
     assert not lost, f'finished before, and lost or written again: {lost}'
@@ -69,7 +73,7 @@ def kill_test(folder, times, seed=0, say=print):
         os.kill(p.pid, signal.SIGKILL)
         p.join()
         kills += 1
-        half = [o.name for o in folder.glob('killed/*/.*.tmp')]
+        half = [o.name for o in folder.glob('killed/*/.*') if half_written(o.name)]
         try: now, what = look(folder/'killed', before), 'all intact'
         except (AssertionError, UserError) as e: wrong, what = wrong+1, f'WRONG: {e}'
         else: before = now
