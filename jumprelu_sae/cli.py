@@ -16,7 +16,7 @@ from .evaluate import evaluate_saved
 from .presets import probe as _probe, probe_lines
 from .reproduction import PRESETS, get_preset, make_report, reproduce as _reproduce, tune as _tune
 
-# %% ../nbs/51_cli.ipynb #35489675
+# %% ../nbs/51_cli.ipynb #cd1a6b7d
 def reproduce(
     preset:str='laptop', # which preset: tiny, laptop, laptop-full, gemma-2-2b or gemma-2-9b
     model:str=None, # another language model: gemma3-270m, a Hub id such as google/gemma-3-270m, or a folder
@@ -48,6 +48,7 @@ def report(
     "Execute the report page again on a finished run"
     print(make_report(folder))
 
+# %% ../nbs/51_cli.ipynb #fa01b104
 def evaluate(
     path:Path, # folder of a saved SAE, such as reports/laptop/saes/jumprelu-32-seed0
     model:str=None, # language model (default: the one the folder names)

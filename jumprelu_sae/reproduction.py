@@ -432,7 +432,7 @@ def setting_rows(
         training_tokens=f"{p['n_train']:,}, {p['n_train']//p['batch']:,} steps of {p['batch']:,}", seeds=', '.join(map(str, p['seeds'])), SAEs=len(run.results), command=f"jumprelu-sae reproduce --preset {p['name']}")
     return [dict(setting=k.replace('_', ' '), value=v) for k, v in d.items()]
 
-# %% ../nbs/50_reproduction.ipynb #d7e3f2ee
+# %% ../nbs/50_reproduction.ipynb #20aee85d
 TOLERANCE = dict(l0=.1, fvu=.05, delta_lm_loss=.03) # relative, relative, nats: two seeds of one SAE nearly always lie closer
 
 def evidence() -> Evidence|None: # None: an installation without the project's folder
@@ -450,6 +450,7 @@ def apart(a: dict, b: dict) -> dict: # by metric
     "How far two SAEs' metrics are apart, in the units of TOLERANCE"
     return {k: abs(a[k] - b[k]) if k == 'delta_lm_loss' else abs(a[k]/b[k] - 1) for k in TOLERANCE}
 
+# %% ../nbs/50_reproduction.ipynb #9df746e0
 def beside(
     run: Run, # the one just made
     other: Run, # the committed one
@@ -472,6 +473,7 @@ def seeds_within(
     for ms in groups.values(): pairs += [apart(a, b) for i, a in enumerate(ms) for b in ms[:i]]
     return {k: sum(d[k] <= t for d in pairs)/max(1, len(pairs)) for k, t in TOLERANCE.items()} | dict(pairs=len(pairs))
 
+# %% ../nbs/50_reproduction.ipynb #f4e0db09
 def beside_lines(
     run: Run, # the one just made
     other: Run|None, # the committed one, if there is one
