@@ -9,6 +9,8 @@ from jumprelu_sae.harvest import ActivationStore, fit_massive, harvest, prepare,
 from jumprelu_sae.lm import Site, capture, load_lm
 from jumprelu_sae.text import ByteTokenizer, Document, generated_corpus, pack
 
+def written(f): return f.stat().st_ino, f.stat().st_mtime_ns  # the clock of a file system may stand still for milliseconds
+
 @pytest.fixture(autouse=True, scope='module')
 def one_thread():
     "Tiny products are faster on one thread than shared out over several"
@@ -51,12 +53,12 @@ def test_killed_anywhere(tmp_path, monkeypatch, site):
             m.setattr(owner, name, dying)
             try: go(out)
             except Dead: pass
-        before = {p.name: p.stat().st_mtime_ns for p in out.glob('shard*')}
+        before = {p.name: written(p) for p in out.glob('shard*')}
         kept = {o['file'] for o in json.loads((out/'manifest.json').read_text())['shards']} if (out/'manifest.json').exists() else set()
         assert len(before.keys() - kept) <= 1   # at most the shard in flight is unknown to the manifest
         s = go(out)
         assert shas(s) == want and not s.verify() and not list(out.glob('.*'))
-        assert all((out/f).stat().st_mtime_ns == before[f] for f in kept)   # finished shards were not touched
+        assert all(written(out/f) == before[f] for f in kept)   # finished shards were not touched
 
 def test_one_byte_anywhere(tmp_path, capsys):
     "One bit flipped in 20 random places of the shards: found, named, mended"
@@ -167,14 +169,14 @@ def test_several_killed_anywhere(tmp_path, monkeypatch, where):
             try: go(out, three)
             except Dead: pass
         listed = {m.parent/o['file'] for m in out.glob('*/manifest.json') for o in json.loads(m.read_text())['shards']}
-        times = {f: f.stat().st_mtime_ns for f in listed}
+        times = {f: written(f) for f in listed}
         assert all(len(set(d.glob('shard*')) - listed) <= 1 for d in out.iterdir())
         lacking = [[s for s in three if out/s/f'shard-{i:05d}.safetensors' not in listed] for i in range(4)]
         asked = []
         with monkeypatch.context() as m:
             m.setattr(H, 'capture', lambda lm, ids, sites, real=H.capture: (asked.append([str(s) for s in sites]), real(lm, ids, sites))[1])
             again = go(out, three)
-        assert {s: shas(o) for s, o in again.items()} == want and times == {f: f.stat().st_mtime_ns for f in listed}
+        assert {s: shas(o) for s, o in again.items()} == want and times == {f: written(f) for f in listed}
         assert [a for i, a in enumerate(asked) if a not in asked[:i]] == [l for i, l in enumerate(lacking) if l and l not in lacking[:i]]
 
 # -- the manifest --------------------------------------------------------------------------------------------------------
