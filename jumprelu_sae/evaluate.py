@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .core import COLORS, Result, Scaler, UserError, writing
 from .harvest import MassiveRule, fit_massive
-from .lm import LM, Site, capture, layer_inputs, load_lm, parse_site, run_from, site_dim, token_losses
+from .lm import LM, load_lm
+from .sites import Site, capture, layer_inputs, parse_site, run_from, site_dim, token_losses
 from .sae import load_sae
 from .text import Tokens, load_corpus, pack, split_documents
 

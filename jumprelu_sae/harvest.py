@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from .core import Scaler, UserError, fingerprint, load_tensors, read_json, save_tensors, sha256, write_json
 from .text import Tokens, special_ids
-from .lm import LM, Site, capture, parse_site, site_dim
+from .lm import LM
+from .sites import Site, capture, parse_site, site_dim
 
 # %% ../nbs/13_harvest.ipynb #5f680747
 def store_bytes(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from .core import Scaler, UserError, fingerprint, load_tensors
 from .text import Tokens
-from .lm import LM, Site, capture, parse_site, site_dim
+from .lm import LM
+from .sites import Site, capture, parse_site, site_dim
 from .harvest import ActivationStore, MassiveRule, prepare
 
 # %% ../nbs/14_stream.ipynb #5c96c932

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jumprelu_sae import evaluate as E
 from jumprelu_sae.core import Result, Scaler, UserError
 from jumprelu_sae.evaluate import LMEval, attribution, bootstrap_ratio, effective_l0, evaluate_activations, evaluate_saved, evaluation_table, kl_divergence, resample, splice_fn, spread_positions, spread_rows
-from jumprelu_sae.lm import capture, load_lm, parse_site, site_module, splice, token_losses
+from jumprelu_sae.lm import load_lm
+from jumprelu_sae.sites import capture, parse_site, site_module, splice, token_losses
 from jumprelu_sae.sae import SAEConfig, make_sae, save_sae
 from jumprelu_sae.text import ByteTokenizer, Tokens, generated_corpus, load_corpus, pack, split_documents
 
