@@ -6,7 +6,7 @@
 __all__ = ['log', 'TrainConfig', 'lr_factor', 'sparsity_factor', 'StreamError', 'check_finite', 'RowAdam', 'make_adam',
            'run_step', 'train_step', 'Paths', 'Windows', 'code_facts', 'class_facts', 'start_marks', 'sae_facts',
            'train_key', 'CheckpointRefused', 'sole_writer', 'write_checkpoint', 'read_checkpoint', 'adam_state',
-           'check_saes', 'Trainer', 'graceful', 'status', 'Progress', 'keep_place', 'train_saes']
+           'check_saes', 'Trainer', 'graceful', 'status', 'Progress', 'keep_what_is_there', 'train_saes']
 
 # %% ../nbs/20_train.ipynb #85dc010d
 import contextlib, inspect, logging, math, os, signal, threading, time, warnings
@@ -397,20 +397,22 @@ class Trainer:
     ):
         check_saes(saes, stream, path)
         self.saes, self.stream, self.cfg, self.site, self.step, self.stop = saes, stream, cfg, site, 0, False
-        dealt = getattr(stream, 'batch', None)
-        if dealt is not None and dealt != self.rows:
-            raise UserError(f'the stream deals batches of {dealt} and the run wants {self.rows}: give both the same batch')
+        self.check_batch(getattr(stream, 'batch', None))
         for s in saes.values(): s.train()
         self.opts = {n: make_adam(s, cfg) for n, s in saes.items()}
         self.silent = {n: torch.zeros(s.cfg.d_sae, dtype=torch.long, device=s.W_enc.device) for n, s in saes.items()}
         self.history = {n: [] for n in saes}  # rows (step, loss, mse, l0, dead, examples of 1,000 in a threshold's window)
         self.windows = {n: Windows() for n in saes}
         self.paths = Paths(list(saes), path)
-        self._start = None
+        self._start, self._place, self._at = None, None, 0
 
     @property
     def rows(self) -> int: # activations that this process takes from its stream in a step
         return self.cfg.batch
+
+    def check_batch(self, dealt: int|None) -> None: # by the stream
+        if dealt is not None and dealt != self.rows:
+            raise UserError(f'the stream deals batches of {dealt} and the run wants {self.rows}: give both the same batch')
 
     def start(self) -> dict: # name -> marks
         "Where the weights began; asked before the first step"
@@ -426,11 +428,12 @@ class Trainer:
     def identity(self) -> dict: # JSON-able
         "All that the run's numbers depend on; a checkpoint must match it"
         facts = {n: sae_facts(s) | dict(start=self.start()[n]) for n, s in self.saes.items()}
-        seeds = {n: s.seed for n, s in self.saes.items()}
-        return dict(data=self.data(), train=asdict(self.cfg), seeds=seeds, path=self.paths.path, saes=facts)
+        return dict(data=self.data(), train=asdict(self.cfg), seeds=self.seeds(), path=self.paths.path, saes=facts)
+
+    def seeds(self) -> dict: return {n: s.seed for n, s in self.saes.items()} # of the initial weights
 
     def key(self, name: str) -> str: # see `train_key`
-        return train_key(self.data(), sae_facts(self.saes[name]), self.cfg, self.saes[name].seed)
+        return train_key(self.data(), sae_facts(self.saes[name]), self.cfg, self.seeds()[name])
 
     def draw(self) -> Tensor: # (rows, d_in)
         "The next batch; whatever goes wrong in the stream becomes one line, before anything is trained on it"
@@ -494,10 +497,14 @@ class Trainer:
                 d |= {_key(n, 'adam', i, k): tuple(p.shape) for k in ('exp_avg', 'exp_avg_sq')} | {_key(n, 'adam', i, 'step'): ()}
         return d
 
+    def facts(self) -> dict: # what a checkpoint says beside its tensors
+        return dict(identity=self.identity(), step=self.step, stream=self.stream.state_dict(), history=self.history, paths=self.paths.state())
+
     def save(self, folder: str|Path) -> None:
         "Write a checkpoint"
-        facts = dict(identity=self.identity(), step=self.step, stream=self.stream.state_dict(), history=self.history, paths=self.paths.state())
+        facts = self.facts()
         write_checkpoint(folder, self.tensors(), facts)
+        self._at, self._place = self.step, facts['stream']
 
     def check(self, folder: str|Path) -> tuple[dict, dict]: # facts, tensors
         "Read a checkpoint and compare it with this run; CheckpointRefused, and nothing is changed"
@@ -506,11 +513,14 @@ class Trainer:
         if not known or not 0 <= d['step'] <= self.cfg.n_steps: raise CheckpointRefused(f"{folder} holds a damaged checkpoint: delete it and run again")
         return d, t
 
-    def restore(self, d: dict, t: dict, folder: str|Path) -> None:
-        "Go to a checkpoint that was checked; the stream goes first, since it alone may still refuse"
-        try: self.stream.load_state_dict(d['stream'])
+    def move_stream(self, place: dict, folder: str|Path) -> None:
+        "The stream goes to its saved place, before anything else: it alone may still refuse"
+        try: self.stream.load_state_dict(place)
         except UserError as e: raise CheckpointRefused(f'{folder}: {e}') from e
         except Exception as e: raise CheckpointRefused(f"{folder}: the stream cannot go to its saved place ({type(e).__name__}: {e}): delete it and run again") from e
+
+    def fill(self, d: dict, t: dict) -> None: # what `check` gave
+        "Everything else is set to what the checkpoint holds"
         for n, s in self.saes.items():
             s.load_state_dict({k: t[_key(n, 'sae', k)] for k in s.state_dict()})
             self.silent[n].copy_(t[_key(n, 'silent')])
@@ -522,7 +532,16 @@ class Trainer:
 
     def load(self, folder: str|Path) -> None:
         "Go back to a checkpoint; CheckpointRefused, with nothing changed, when it is damaged or another run's"
-        self.restore(*self.check(folder), folder)
+        d, t = self.check(folder)
+        self.move_stream(d['stream'], folder)
+        self.fill(d, t)
+
+    def remember(self) -> None: self._at, self._place = self.step, self.stream.state_dict() # where the stream stands
+
+    def go_back(self) -> None:
+        "The stream goes from the last place that is known to the last batch that it brought"
+        self.stream.load_state_dict(self._place)
+        for _ in range(self.step - self._at): next(self.stream)
 
     def has_checkpoint(self, folder: str|Path) -> bool: return (Path(folder)/'checkpoint.json').exists()
     def alone_in(self, folder: str|Path): return sole_writer(folder) # a context manager
@@ -570,16 +589,14 @@ class Progress:
         rate = (step - self.first)/max(self.said - self.began, 1e-9)
         log.info('%s: step %d of %d, about %.0f s to go; %s', self.desc, step, n, (n - step)/max(rate, 1e-9), status(self.trainer, terms))
 
-def keep_place(
+def keep_what_is_there(
     trainer: Trainer, # whose stream failed
     folder: str|Path, # for the checkpoint
-    place: dict, # where the stream stood …
-    at: int, # … at this step
 ) -> None:
-    "Save what was trained before the stream failed: the stream goes from a place that it knew to the last batch that it brought"
+    "Save what was trained before the stream failed, if there is more than the last checkpoint has"
+    if trainer.step == trainer._at: return
     try:
-        trainer.stream.load_state_dict(place)
-        for _ in range(trainer.step - at): next(trainer.stream)
+        trainer.go_back()
         trainer.save(folder)
         log.info('saved at step %d in %s', trainer.step, folder)
     except Exception as e: log.warning('nothing newer than the last checkpoint could be saved in %s (%s)', folder, e)
@@ -605,19 +622,19 @@ def train_saes(
         stack.enter_context(graceful(trainer))
         show = Progress(trainer, desc, progress, clock)
         stack.callback(show.bar.close)
-        saved, at = clock(), trainer.step
-        place = trainer.stream.state_dict() if folder else None
+        saved = clock()
+        if folder: trainer.remember()
         while trainer.step < n and not trainer.stop:
             try: terms = trainer.one_step()
             except StreamError:
-                if folder and trainer.step > at: keep_place(trainer, folder, place, at)
+                if folder: keep_what_is_there(trainer, folder)
                 raise
             show(terms)
             if after_step: after_step(trainer)
             if folder and trainer.step < n and (trainer.stop or clock() - saved > save_every):
                 trainer.save(folder)
-                saved, at, place = clock(), trainer.step, trainer.stream.state_dict()
-        if folder and trainer.step == n and at < n: trainer.save(folder)
+                saved = clock()
+        if folder and trainer.step == n and trainer._at < n: trainer.save(folder)
     if trainer.step < n: raise KeyboardInterrupt
     for s in trainer.saes.values(): s.eval()
     return trainer
