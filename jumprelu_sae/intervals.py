@@ -54,10 +54,10 @@ class Metric:
 METRICS: dict[str, Metric] = {} # name -> Metric, in the order in which tables show them
 
 def register_metric(
-    metric: Metric, # its name must be new
+    metric: Metric, # under a name that is new
 ) -> Metric:        # the same
-    "Make a metric known to table, frontier and report; UserError for a name that is taken"
-    if metric.name in METRICS: raise UserError(f'there is a metric {metric.name!r} already: choose another name')
+    "Make a metric known to table, frontier and report; UserError for a name that another has"
+    if METRICS.get(metric.name, metric) != metric: raise UserError(f'there is a metric {metric.name!r} already: choose another name')
     METRICS[metric.name] = metric
     return metric
 
@@ -71,6 +71,7 @@ def metric_named(
 def frontier_metrics(
     results: list, # Results
 ) -> list[str]:    # names of the metrics that are drawn against L0 and whose sums all of them have
+    "The metrics that these runs can be compared by at equal L0"
     return [k for k, m in METRICS.items() if m.frontier and results and all(m.among(r.arrays) for r in results)]
 
 # %% ../nbs/06_intervals.ipynb #06a00008
