@@ -177,7 +177,7 @@ def test_an_architecture_of_ones_own_has_a_curve():
     try:
         register('mine', label='Mine', color='#D55E00', marker='P', setting='k')(type('MineSAE', (TopKSAE,), {}))
         rows = invented(dict(mine=.1, topk=.2, old=.3), dict(mine=.7, topk=.6, old=.5))
-        assert [r['architecture'] for r in truth_table(rows, 8)] == ['TopK', 'Mine', 'old'] and 'Mine reconstructs best' in truth_verdict(rows, 8)['sentence']
+        assert [r['architecture'] for r in truth_table(rows, 8, ('fvu', 'f1'))] == ['TopK', 'Mine', 'old'] and 'Mine reconstructs best' in truth_verdict(rows, 8)['sentence']
         fig = truth_figure(rows, 8., .02, ('fvu', 'f1')); assert '#D55E00' in [l.get_color() for l in fig.axes[0].lines]; plt.close(fig)
     finally: ARCHITECTURES.pop('mine', None)
     assert student_interval(np.array([1.])) == (-math.inf, math.inf)
