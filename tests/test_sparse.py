@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest, torch
 from test_golden import GOLDEN, B, D, M, T
 import numpy as np
-from jumprelu_sae.core import ARCHS, SyntheticStream, UserError
-from jumprelu_sae.sae import SAEConfig, make_sae
+from jumprelu_sae.core import SyntheticStream, UserError
+from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, make_sae, own_settings
 from jumprelu_sae.sparse import choose_path, find_support, find_topk, sparse_loss, support_share
 from jumprelu_sae.train import TrainConfig, Trainer, make_adam, train_saes
 
@@ -22,7 +22,7 @@ def case(arch, seed, dtype, **settings):
     if dtype == torch.float32 and cfg['kernel'] != 'rectangle': cfg['bandwidth'] = 1.  # see test_float32_of_a_sloped_kernel
     cfg |= settings
     if cfg['start']: cfg['target_l0'] = 3.
-    sae = make_sae(SAEConfig(arch, n, d_sae, **cfg), seed)
+    sae = make_sae(SAEConfig(arch, n, d_sae, **own_settings(arch, cfg)), seed)
     with torch.no_grad():
         for name, p in sae.named_parameters():
             if name not in ('W_dec', 'theta_param'): p += .3*torch.randn(p.shape, generator=r)
@@ -51,7 +51,7 @@ def same(sae, x, dead, tol):
         assert far <= tol, f'gradient of {k}: {far:.1e}'
 
 @pytest.mark.parametrize('dtype, tol', [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=['float64', 'float32'])
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch', ARCHITECTURES)
 def test_same_as_dense(arch, dtype, tol):
     for seed in range(40): same(*case(arch, seed, dtype), tol)
 
