@@ -6,8 +6,9 @@ from jumprelu_sae import activations as A, harvest as H, stream as S
 from jumprelu_sae.activations import activations, held_out, trained_elsewhere
 from jumprelu_sae.core import ActivationStream, Settings, TensorStream, UserError, differences
 from jumprelu_sae.harvest import harvest, prepare
-from jumprelu_sae.lm import Site, capture, load_lm
+from jumprelu_sae.lm import load_lm
 from jumprelu_sae.sae import SAEConfig, load_sae, make_sae
+from jumprelu_sae.sites import Site, capture
 from jumprelu_sae.text import Document, generated_corpus, load_corpus, pack, split_documents
 
 QUIET = Settings(progress=False)
