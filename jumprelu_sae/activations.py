@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'SPLIT', 'SHARE', 'SAMPLE', 'source_name', 'read_corpus', 'TrainSide', 'count_parts', 'fit_in_memory',
            'fit_from_disk', 'decide_in_memory', 'site_of_hook', 'Activations', 'open_model', 'check_place', 'store_dir',
-           'pack_part', 'activations', 'trained_on', 'trained_elsewhere', 'is_commit', 'held_out']
+           'pack_part', 'activations', 'trained_on', 'trained_elsewhere', 'held_out']
 
 # %% ../nbs/15_activations.ipynb #7a2bf323
 import contextlib, logging, re
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from torch import Tensor
-from jumprelu_sae.core import (Scaler, Settings, TensorStream, UserError, cache_dir, differences, fingerprint, is_whole,
-    make_folder)
+from .core import (Scaler, Settings, TensorStream, UserError, cache_dir, differences, fingerprint, is_number,
+    is_whole, make_folder)
 from .text import Document, Tokens, corpus_identity, load_corpus, pack, split_documents
 from .lm import LM, load_lm
 from .sites import Site, capture, check_ids, hook_names, parse_site, site_dim
@@ -116,7 +116,7 @@ def site_of_hook(
     return f'{kind}.{m[1]}'
 
 # %% ../nbs/15_activations.ipynb #d4def8c5
-@dataclass
+@dataclass(repr=False)
 class Activations:
     "A model, a text and a site, with everything that makes numbers about them right; see `activations` and `held_out`"
     lm: LM              # the language model
@@ -133,12 +133,21 @@ class Activations:
     elsewhere: list = field(default_factory=list) # how this differs from what the SAE was trained on, in words
     _loaded: dict = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        sizes = ', '.join(f'{k} {t.n_tokens:,}' for k, t in self.tokens.items())
+        return f"Activations of {self.lm.name} at {self.site}, {self.corpus['name']} in rows of {self.seq_len}: {sizes} tokens"
+
     @property
-    def scaler(self) -> Scaler: return self.side.scaler
+    def scaler(self) -> Scaler: # centre and scale, fitted on the training side without massive tokens
+        return self.side.scaler
+
     @property
-    def rule(self) -> MassiveRule: return self.side.rule
+    def rule(self) -> MassiveRule: # which tokens are massive
+        return self.side.rule
+
     @property
-    def mean(self) -> Tensor: return self.side.mean
+    def mean(self) -> Tensor: # of the training side without massive tokens, raw, (d_in,)
+        return self.side.mean
 
     @property
     def d_in(self) -> int: # width of the activations
@@ -161,7 +170,8 @@ class Activations:
         seed: int = 0,  # of the order
     ):                  # an endless ActivationStream: scaled, in random order, without massive tokens
         "What to train on, from memory or from disk; UserError where there is no training side"
-        if 'train' not in self.stores: raise UserError('these activations were made to judge an SAE on: to train, make them with activations()')
+        if 'train' not in self.stores:
+            raise UserError('these activations were made to judge an SAE on: to train, make them with activations()')
         facts = self.identity()
         if self.in_memory: return TensorStream(self.side.x, batch, seed, self.scaler, facts)
         facts |= dict(order='buckets (in_memory=False)')
@@ -182,7 +192,8 @@ class Activations:
         parts = {}
         for k in self.tokens:
             docs, n, massive = self.side.counts if k == 'train' else count_parts(self.part(k), self.rule)
-            parts[k] = dict(documents=len(docs), documents_in_split=self.in_split[k], tokens=n, massive=massive, sha256=self.tokens[k].sha)
+            parts[k] = dict(documents=len(docs), documents_in_split=self.in_split[k], tokens=n, massive=massive,
+                sha256=self.tokens[k].sha)
         return dict(model=self.lm.identity(), site=str(self.site), d_in=self.d_in, scale=self.scaler.scale, centred=self.centre,
             massive_factor=self.rule.factor, parts=parts)
 
@@ -322,19 +333,17 @@ def trained_elsewhere(
     return differences(a, b, ('here', 'in the SAE'))
 
 # %% ../nbs/15_activations.ipynb #08519999
-def is_commit(v) -> bool: # is it the name of a commit on the Hub?
-    return isinstance(v, str) and re.fullmatch('[0-9a-f]{40}', v) is not None
-
 def _model_again(name: str|None, said: dict, device: str) -> LM:
     "The model that an SAE was trained on; UserError if it is not what it was"
     if not isinstance(name, str): raise UserError('the SAE does not say on which model it was trained: give lm=')
     kw = dict(dtype=said['dtype']) if said.get('dtype') in ('float32', 'bfloat16') else {}
     if 'seed' in said: kw['seed'] = said['seed']
-    elif is_commit(said.get('revision')): kw['revision'] = said['revision']
+    elif said.get('source') == name and re.fullmatch('[0-9a-f]{40}', said.get('revision') or ''): kw['revision'] = said['revision']
     lm = load_lm(name, device=device, **kw)
     now = lm.identity()
     other = differences({k: now.get(k) for k in said}, said, ('now', 'in the SAE'))
-    if other: raise UserError(f"{name} is not the model that the SAE was trained on ({'; '.join(other)}): give lm= to judge it on this one")
+    if other:
+        raise UserError(f"{name} is not the model that the SAE was trained on ({'; '.join(other)}): give lm= to judge it there")
     return lm
 
 def _text_again(source: str|None, said: dict) -> tuple[list[Document], dict]:
@@ -343,27 +352,50 @@ def _text_again(source: str|None, said: dict) -> tuple[list[Document], dict]:
     try: docs, known = read_corpus(source, limit=said.get('max_docs'))
     except UserError as e: raise UserError(f'cannot read the corpus that the SAE was trained on ({e}): give corpus=') from None
     if said.get('sha256') not in (None, known['sha256']):
-        raise UserError(f"the corpus {source!r} has changed since the SAE was trained: give corpus= to judge it on the text as it is")
+        raise UserError(f'the corpus {source!r} has changed since the SAE was trained: give corpus= to judge it on what is there now')
     return docs, known
 
-def _sampled_side(lm: LM, docs: list, site: Site, seq_len: int, n: int = 4096) -> TrainSide:
-    "Rule and training mean from a few training documents, for an SAE that does not bring them"
-    some = docs[::max(1, len(docs)//24)]
-    try: tokens = pack(some, lm.tokenizer, seq_len, n)
-    except UserError: tokens = pack(docs, lm.tokenizer, seq_len)[:-(-n//(seq_len-1))]
-    rows = torch.arange(len(tokens)).split(16)
-    x = torch.cat([capture(lm, tokens.ids[r], site)[site].cpu()[tokens.mask[r]] for r in rows])
-    rule = fit_massive(x)
-    log.warning('the SAE brings no rule for massive tokens and no training mean: fitted on %d training activations', len(x))
-    return TrainSide(Scaler(torch.zeros(x.shape[1]), 1.), rule, x[~rule(x)].mean(0, dtype=torch.float64).float(), None, (set(), 0, 0))
+def _check_metadata(said: dict, ours: dict, d_in: int) -> None:
+    "UserError for metadata that nobody can have written so"
+    def want(ok, name, v):
+        if not ok: raise UserError(f"the SAE's metadata are damaged ({name}: {str(v)[:60]}): fetch it or make it again")
+    for k, kind in dict(model=dict, corpus=dict, split=dict, site=str, source=str, called=str, seq_len=int).items():
+        want(said.get(k) is None or isinstance(said[k], kind), k, said.get(k))
+    want(set(said.get('split', SPLIT)) == set(SPLIT), 'split', said.get('split'))
+    rule, mean, scale = (ours.get(k) for k in ('massive', 'mean', 'scale'))
+    factor_fits = isinstance(rule, dict) and set(rule) == {'factor', 'median'} and (rule['factor'] is None or is_number(rule['factor']))
+    want(rule is None or factor_fits and is_number(rule['median']), 'massive', rule)
+    want(scale is None or is_number(scale) and scale > 0, 'scale', scale)
+    for k in ('mean', 'scaler_mean'):
+        v = ours.get(k)
+        want(v is None or isinstance(v, list) and len(v) == d_in and all(map(is_number, v)), k, v)
 
-def _own_side(ours: dict, centre: bool) -> TrainSide|None:
-    "Rule, training mean and scaler as the SAE says; None if it does not"
-    rule, mean, scale = ours.get('massive'), ours.get('mean'), ours.get('scale')
-    if not (isinstance(rule, dict) and isinstance(mean, list) and scale): return None
-    mean = torch.tensor(mean)
-    at = torch.tensor(ours['scaler_mean']) if 'scaler_mean' in ours else mean if centre else torch.zeros_like(mean)
-    return TrainSide(Scaler(at, scale), MassiveRule(**rule), mean, None, (set(), 0, 0))
+def _own_side(
+    ours: dict,    # what we keep in an SAE's metadata
+    centre: bool,  # was the mean subtracted?
+    sample,        # () -> raw training activations, for what it does not say
+) -> TrainSide:
+    "Rule, training mean and scaler as the SAE says; what it does not say is fitted on some training documents"
+    rule, mean, scale = ours.get('massive') or (ours.get('earlier') or {}).get('rule'), ours.get('mean'), ours.get('scale') or 1.
+    mean = torch.tensor(mean or [0.], dtype=torch.float32)
+    known = 'massive' in ours or bool(mean.any())
+    if not (isinstance(rule, dict) and known):
+        x = sample()
+        log.warning('the SAE does not say which tokens are massive: fitted on %d training activations', len(x))
+        fitted = fit_massive(x)
+        rule = rule or dict(factor=fitted.factor, median=fitted.median)
+        if not known: mean = x[~fitted(x)].mean(0, dtype=torch.float64).float()
+    at = ours.get('scaler_mean') or (mean.tolist() if centre and known else [0.]*len(mean))
+    return TrainSide(Scaler(torch.tensor(at), scale), MassiveRule(**rule), mean, None, (set(), 0, 0))
+
+def _some(lm: LM, docs: list, site: Site, seq_len: int, n: int = 4096) -> Tensor: # about (n, d_in), raw
+    "Activations of a few documents, spread over the corpus"
+    try: tokens = pack(docs[::max(1, len(docs)//24)], lm.tokenizer, seq_len, n)
+    except UserError:
+        tokens = pack(docs, lm.tokenizer, seq_len)
+        if tokens.n_tokens > n: tokens = pack(docs, lm.tokenizer, seq_len, n)
+    rows = torch.arange(len(tokens)).split(16)
+    return torch.cat([capture(lm, tokens.ids[r], site)[site].cpu()[tokens.mask[r]] for r in rows])
 
 # %% ../nbs/15_activations.ipynb #843abdc6
 def held_out(
@@ -380,7 +412,8 @@ def held_out(
     "What to judge an SAE on: by default the held-out side of what it was trained on. UserError if that is not there any more"
     if not isinstance(sae, SAE): sae = load_sae(sae)
     if not sae.finished: raise UserError('this SAE is still in training: call finish(acts.scaler, acts.metadata()) first')
-    said = trained_on(sae)
+    said, ours = trained_on(sae), (sae.metadata or {}).get('jumprelu_sae') or {}
+    _check_metadata(said, ours, sae.cfg.d_in)
     site, seq_len = site or said.get('site'), said.get('seq_len') if seq_len is None else seq_len
     for name, v in (('site', site), ('seq_len', seq_len)):
         if v is None: raise UserError(f'the SAE does not say with which {name} it was trained: give {name}=')
@@ -399,12 +432,14 @@ def held_out(
                 'give the model and site that it was trained on')
         tokens = dict(test=pack_part(split['test'], lm, seq_len, n_test, 'n_test'))
         _check_disk(lm, tokens, site, folder)
-        store = harvest(lm, tokens['test'], site, store_dir(lm, tokens['test'], site, folder), progress=settings.progress, corpus=known['name'])
+        where = store_dir(lm, tokens['test'], site, folder)
+        store = harvest(lm, tokens['test'], site, where, progress=settings.progress, corpus=known['name'])
         centre = said.get('centre', True)
-        side = _own_side(sae.metadata.get('jumprelu_sae') or {}, centre) or _sampled_side(lm, split['train'], site, seq_len)
+        side = _own_side(ours, centre, lambda: _some(lm, split['train'], site, seq_len))
     trained = {k: v for k, v in said.items() if k not in ('full', 'source', 'called')}
     source = said['source'] if corpus is None else source_name(corpus, known)
-    acts = Activations(lm, site, known, seq_len, tokens, dict(test=store), dict(test=len(split['test'])), side, centre, source, trained)
+    in_split = dict(test=len(split['test']))
+    acts = Activations(lm, site, known, seq_len, tokens, dict(test=store), in_split, side, centre, source, trained)
     acts.elsewhere = trained_elsewhere(sae, acts)
     for o in acts.elsewhere: log.warning('judged elsewhere than trained: %s', o)
     return acts

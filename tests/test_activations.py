@@ -200,6 +200,18 @@ def test_identity_is_json_and_names_its_parts(here):
     assert set(i) == {'model', 'site', 'corpus', 'split', 'seq_len', 'bos', 'n_train', 'tokens', 'massive', 'centre', 'dtype'}
     assert i['corpus']['name'] == 'text.jsonl' and len(i['corpus']['sha256']) == 64 and i['tokens'] == here.tokens['train'].sha
 
+def test_facts_say_what_there_is(make):
+    acts = make(site='mlp.2', n_val=350)
+    f = acts.facts()
+    assert (f['site'], f['d_in'], f['centred'], f['massive_factor']) == ('mlp.2', 32, True, 20.)
+    assert f['model'] == acts.lm.identity() and f['scale'] == acts.scaler.scale
+    assert {k: v['tokens'] for k, v in f['parts'].items()} == dict(train=3000, val=350, test=500)
+    sides = split_documents(docs)
+    for k, v in f['parts'].items():
+        assert v['documents_in_split'] == len(sides[k]) and v['documents'] == len(acts.part(k)['doc'].unique())
+        assert v['sha256'] == acts.tokens[k].sha == acts.stores[k].facts['tokens'] and v['massive'] == int(acts.rule(acts.part(k)['x']).sum())
+    assert acts.stores['train'].facts['site'] == 'mlp.2' and acts.metadata()['hook_name'] == 'blocks.2.hook_mlp_out'
+
 # -- nothing is computed twice, nothing before it is known to work -------------------------------------------------------
 def test_finished_and_half_finished_harvests_are_used_again(make, here, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
