@@ -22,6 +22,7 @@ from torch import Tensor
 from .core import ActivationStream, UserError, check_state
 from .harvest import ActivationStore, harvest
 from .lm import LM
+from .sites import Site
 from .sae import SAE, BatchTopKSAE, JumpReLUSAE
 from .sparse import SparseDecode, SparsePre, Support, find_topk, has_sparse_step, sparse_loss
 from .text import Document, Tokens, pack, worker_of
@@ -486,7 +487,7 @@ def pack_apart(
 def harvest_share(
     lm: LM, # this rank's language model
     docs: list[Document], # the whole corpus
-    site, # where to look, as `harvest` takes it
+    site: str|Site, # where to look
     out_dir: str|Path, # one folder for all ranks
     seq_len: int, # tokens a row, BOS included
     ranks: Ranks, # who shares the work

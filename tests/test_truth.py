@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from jumprelu_sae.core import ARCHS, ActivationStream, SyntheticStream, UserError
-from jumprelu_sae.sae import SAEConfig, make_sae
+from jumprelu_sae.core import ActivationStream, SyntheticStream, UserError
+from jumprelu_sae.sae import SAEConfig, make_sae, register, ARCHITECTURES, TopKSAE
 from jumprelu_sae.train import TrainConfig, Trainer, train_saes
-from jumprelu_sae.truth import (SCORES, TrueStream, activity, assign, at_sparsity, cosines, curves, match, mean_max_cosine, truth_figure, truth_scores,
+from jumprelu_sae.truth import (SCORES, TrueStream, activity, at_sparsity, cosines, curves, matching, mean_max_cosine, student_interval, truth_figure, truth_scores,
     truth_table, truth_verdict)
 
+ARCHS = ('relu', 'gated', 'topk', 'batchtopk', 'jumprelu')
 EVIDENCE = Path(__file__).parent.parent/'results'/'evaluate'/'truth.json'
 small = lambda **kw: TrueStream(**dict(d_in=16, n_true=24, l0=3., n_groups=4, n_pairs=5, batch=64) | kw)
 
@@ -20,7 +21,7 @@ small = lambda **kw: TrueStream(**dict(d_in=16, n_true=24, l0=3., n_groups=4, n_
 def test_moments_are_those_of_samples(kw):
     s = small(**kw)
     x, a = s.draw(60_000); on = (a > 0).double()
-    J, got = s.joint(), on.T @ on/len(on)
+    J, got = s.pair_chances(), on.T @ on/len(on)
     assert torch.allclose(J, J.T) and float(s.p.sum()) == pytest.approx(kw.get('l0', 3.)) and torch.allclose(J.diagonal(), s.p)
     assert ((got - J).abs()/(J*(1 - J)/len(on)).clamp_min(1e-12)**.5).max() < 5.5
     assert float(x.square().sum(1).mean()) == pytest.approx(1, abs=.03) and (x.mean(0) - s.mean).abs().max() < .02
@@ -37,14 +38,14 @@ def test_children_imply_parents_and_groups_do_not_mix():
     s = small(corr=.7)
     _, a = s.draw(30_000); on = a > 0
     assert not (on[:, s.child] & ~on[:, s.parent]).any() and on[:, s.child].any(0).all()
-    J, p = s.joint(), s.p
+    J, p = s.pair_chances(), s.p
     ratio = J/torch.outer(p, p)
     i, j = 0, 4      # dealt out by rank: 0 and 4 share a group, 0 and 1 do not
     assert s.group[i] == s.group[j] and ratio[i, j] > 1.2 and ratio[0, 1] == pytest.approx(1)
 
 def test_orthant_probability():
     for rho in (0., .3, .6, .95):
-        J = TrueStream(d_in=2, n_true=2, l0=1., offset=1e9, n_groups=1, n_pairs=0, corr=rho).joint()
+        J = TrueStream(d_in=2, n_true=2, l0=1., offset=1e9, n_groups=1, n_pairs=0, corr=rho).pair_chances()
         assert float(J[0, 1]) == pytest.approx(1/4 + math.asin(rho)/(2*math.pi), abs=1e-6)
 
 def test_it_is_a_stream():
@@ -54,7 +55,9 @@ def test_it_is_a_stream():
     t = small(seed=7); t.load_state_dict(state)
     assert torch.equal(next(t), b) and b.shape == (64, 16) and b.dtype == torch.float32 and not torch.equal(a[0], a[1])
     assert torch.equal(small(seed=7).draw(64, 0)[0], a[0]) and not torch.equal(small(seed=8).draw(64, 0)[0], a[0])
-    with pytest.raises(UserError, match='seed 8'): small(seed=8).load_state_dict(state)
+    for other, word in ((small(seed=8), 'seed: 8 here, 7'), (small(seed=7, corr=.1), 'data.corr'), (small(seed=7, batch=32), 'batch'), (SyntheticStream(16, 24, 3., 64, seed=7), 'stream')):
+        with pytest.raises(UserError, match=word): other.load_state_dict(state)
+        assert other.step == 0
 
 def test_impossible_streams():
     for kw, word in ((dict(l0=30.), 'lower l0'), (dict(corr=1.), 'corr'), (dict(corr=-.1), 'corr'), (dict(n_pairs=7), 'n_pairs')):
@@ -66,7 +69,7 @@ def test_assignment_against_all_permutations():
     g = np.random.default_rng(1)
     for trial in range(300):
         n, m = sorted(g.integers(1, 7, 2)); gain = g.integers(-4, 5, (n, m)).astype(float) if trial % 2 else g.standard_normal((n, m))
-        p = assign(gain)
+        p = matching(torch.tensor(gain).T).numpy()
         assert len(set(p.tolist())) == n and p.min() >= 0
         assert gain[np.arange(n), p].sum() == pytest.approx(max(sum(gain[i, j] for i, j in enumerate(q)) for q in itertools.permutations(range(m), int(n))))
 
@@ -74,22 +77,22 @@ def test_assignment_finds_a_hidden_permutation():
     g = np.random.default_rng(2)
     hidden = g.permutation(300)[:200]
     gain = .5*g.random((200, 300)); gain[np.arange(200), hidden] += .5
-    assert (assign(gain) == hidden).all()
+    assert (matching(torch.tensor(gain).T).numpy() == hidden).all()
 
 def test_no_exchange_gains():
     "Necessary for an optimum of any size: two rows that swap partners, or one that takes a free column, gain nothing"
     g = np.random.default_rng(4)
     for _ in range(10):
-        gain = g.standard_normal((40, 60)); p = assign(gain); own = gain[np.arange(40), p]
+        gain = g.standard_normal((40, 60)); p = matching(torch.tensor(gain).T).numpy(); own = gain[np.arange(40), p]
         swap = gain[:, p]
         assert (swap + swap.T <= own[:, None] + own + 1e-9).all() and (np.delete(gain, p, 1) <= own[:, None] + 1e-9).all()
 
 def test_matching_both_ways():
     D = small().dictionary
     perm = torch.randperm(24, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(match(cosines(3*D[perm], D)), perm.argsort())
-    rough = match(cosines(torch.randn(30, 16, generator=torch.Generator().manual_seed(1)), D)); assert len(set(rough.tolist())) == 24 and rough.min() >= 0
-    few = match(cosines(D[perm[:10]], D)); assert few[perm[:10]].tolist() == list(range(10)) and (few[perm[10:]] == -1).all()
+    assert torch.equal(matching(cosines(3*D[perm], D)), perm.argsort())
+    rough = matching(cosines(torch.randn(30, 16, generator=torch.Generator().manual_seed(1)), D)); assert len(set(rough.tolist())) == 24 and rough.min() >= 0
+    few = matching(cosines(D[perm[:10]], D)); assert few[perm[:10]].tolist() == list(range(10)) and (few[perm[10:]] == -1).all()
 
 def test_mean_max_cosine():
     C = torch.tensor([[1., 0], [.8, .6], [-1, 0]], dtype=torch.float64)
@@ -104,7 +107,7 @@ def test_scores_against_loops():
     s = small(); sae = make_sae(SAEConfig('topk', 16, 40, k=3), 1).eval()
     x, a = s.draw(300, 5); f = sae.encode(x).detach()
     got = truth_scores(sae, s, 300, 5, batch=300)
-    partner = match(cosines(sae.W_dec.detach(), s.dictionary)).tolist()
+    partner = matching(cosines(sae.W_dec.detach(), s.dictionary)).tolist()
     P, R, F = [], [], []
     for i, j in enumerate(partner):
         tp = sum(bool(a[e, i] > 0 and f[e, j] > 0) for e in range(300)); fires = sum(bool(v > 0) for v in f[:, j]); on = sum(bool(v > 0) for v in a[:, i])
@@ -167,6 +170,17 @@ def test_table_and_figure():
     t = truth_table(rows, 8, ('fvu', 'f1')); assert [r['architecture'] for r in t] == ['TopK', 'JumpReLU'] and t[0]['fvu'] == '0.200 ± 0.000' and t[1]['n'] == 3
     assert truth_table(rows, 64, ('fvu',))[0]['fvu'] == '–'
     fig = truth_figure(rows, 8., .02, ('fvu', 'f1')); assert len(fig.axes) == 2 and '3 seeds' in fig._supxlabel.get_text(); plt.close(fig)
+
+def test_an_architecture_of_ones_own_has_a_curve():
+    import matplotlib; matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    try:
+        register('mine', label='Mine', color='#D55E00', marker='P', setting='k')(type('MineSAE', (TopKSAE,), {}))
+        rows = invented(dict(mine=.1, topk=.2, old=.3), dict(mine=.7, topk=.6, old=.5))
+        assert [r['architecture'] for r in truth_table(rows, 8, ('fvu', 'f1'))] == ['TopK', 'Mine', 'old'] and 'Mine reconstructs best' in truth_verdict(rows, 8)['sentence']
+        fig = truth_figure(rows, 8., .02, ('fvu', 'f1')); assert '#D55E00' in [l.get_color() for l in fig.axes[0].lines]; plt.close(fig)
+    finally: ARCHITECTURES.pop('mine', None)
+    assert student_interval(np.array([1.])) == (-math.inf, math.inf)
 
 # --- the evidence
 
