@@ -42,13 +42,14 @@ def token_sums(
     sae,          # finished, or anything with `encode` (raw activations -> latents) and `decode` (back)
     x: Tensor,    # raw activations, (b, d_in)
     mean: Tensor, # training mean, raw, (d_in,)
-) -> tuple[Tensor, Tensor]: # (b, 5) float64, in raw units: ‖x-x̂‖², ‖x-μ‖², L0, ‖x̂-μ‖², (x̂-μ)·(x-μ); and which latents fire, (b, d_sae) bool
+) -> tuple[Tensor, Tensor]: # (b, 5) float64: ‖x-x̂‖², ‖x-μ‖², L0, ‖x̂-μ‖², (x̂-μ)·(x-μ); who fires, (b, d_sae) bool
     "The five numbers of each token, from which all sums are made; in float64, whatever the SAE computes in"
     x = x.to(_device(sae)).float()
     f = sae.encode(x)
     x, back, mu, fires = x.double(), sae.decode(f).double(), mean.to(x.device).double(), f != 0
     dot = ((back - mu)*(x - mu)).sum(-1)
-    return torch.stack([_squares(x - back), _squares(x - mu), fires.sum(-1).double(), _squares(back - mu), dot], -1).cpu(), fires
+    return torch.stack([_squares(x - back), _squares(x - mu), fires.sum(-1).double(), _squares(back - mu), dot],
+        -1).cpu(), fires
 
 # %% ../nbs/30_evaluate.ipynb #8639b081
 FREQ_EDGES = np.linspace(-6, 0, 25).tolist() # log10 of the firing frequency: bins of a quarter of a decade
@@ -65,7 +66,8 @@ def training_mean(
     "μ, about which variance is measured; UserError when nobody says it (zero is never guessed)"
     if mean is not None: return mean.float()
     said = _ours(sae).get('mean')
-    if not said or not any(said): raise UserError('this SAE does not say the mean of its training activations: give mean=')
+    if not said or not any(said):
+        raise UserError('this SAE does not say the mean of its training activations: give mean=')
     return torch.tensor(said)
 
 def _frequencies(fired, n):
@@ -86,7 +88,7 @@ def evaluate_activations(
     batch: int = 2048,        # rows at a time
     mean: Tensor|None = None, # raw training mean, (d_in,); None: the SAE's own
 ) -> tuple[dict, dict]:       # metrics; arrays: sums per document and the histogram of firing frequencies
-    "L0, FVU, shrinkage, dead and dense latents on held-out activations (section 5); UserError for a missing mean, non-finite values, or no token left"
+    "L0, FVU, shrinkage, dead and dense latents (section 5); UserError for no mean, no finite value or no token"
     ids, place = doc.unique(return_inverse=True)
     mean, fired = training_mean(sae, mean), 0
     sums = torch.zeros(2, len(ids), len(SUMS), dtype=torch.float64) # (massive?, document, sum)
@@ -96,10 +98,12 @@ def evaluate_activations(
         big = rule(xb).cpu().long() if rule is not None else torch.zeros(len(xb), dtype=torch.long)
         if not (xb.isfinite().all() and t[big == 0].isfinite().all()):
             where = f'activations {i} to {i+len(xb)-1} or their reconstruction'
-            raise UserError(f'not finite: {where}; check the harvest and the training run, or use sae.float() in place of half precision')
+            raise UserError(
+                f'not finite: {where}; check the harvest and the training run, or use sae.float() for half precision')
         sums.index_put_((big, at), torch.cat([torch.ones(len(xb), 1, dtype=t.dtype), t], 1), accumulate=True)
         fired = fired + fires[(big == 0).to(fires.device)].sum(0).cpu()
-    if not sums[0, :, 0].any(): raise UserError('no held-out activation is left to evaluate on: give more held-out tokens')
+    if not sums[0, :, 0].any():
+        raise UserError('no held-out activation is left to evaluate on: give more held-out tokens')
     n, sse, sst, l0, hat, dot = sums[0].sum(0).tolist()
     every = sums.sum((0, 1))
     with_massive = float(every[1]/every[2]) # a half precision may have no number for a massive token
@@ -134,7 +138,8 @@ def spread_rows(
 ) -> Tensor:        # indices of evenly spaced rows, as few as hold them; UserError when there are too few
     "Rows from all over the held-out text: many documents, since these are what intervals are made of"
     n, total = mask.sum(1), int(mask.sum())
-    if not 0 < n_tokens <= total: raise UserError(f'{n_tokens} tokens asked to evaluate the LM loss on, {total} held out: take 1 to {total}')
+    if not 0 < n_tokens <= total:
+        raise UserError(f'{n_tokens} tokens asked to evaluate the LM loss on, {total} held out: take 1 to {total}')
     for k in range(-(-n_tokens*len(mask)//(total*2)) or 1, len(mask)+1):
         rows = (torch.arange(k)*len(mask) + len(mask)//2)//k
         if int(n[rows].sum()) >= n_tokens: return rows
@@ -146,7 +151,7 @@ def counted_losses(
     final: Tensor,  # final hidden states, (b, s, d_model)
     counts: Tensor, # predictions wanted, by source position, (b, s-1) bool
 ) -> Tensor:        # (b, s-1) float64 in nats, 0 where not wanted
-    "Next-token losses where they count: each such prediction becomes a row of two tokens, so that no other logits are made"
+    "Next-token losses where they count: each becomes a row of two tokens, so that no other logits are made"
     r, p = counts.to(ids.device).nonzero(as_tuple=True)
     pairs = torch.stack([ids[r, p], ids[r, p+1]], 1)
     out = torch.zeros(counts.shape, dtype=torch.float64, device=ids.device)
@@ -159,7 +164,8 @@ def per_document(
 ) -> tuple[list, ...]: # documents that occur, how many values each has, and for each of `values` their sums
     "Counts and sums by document"
     ids, place = doc.unique(return_inverse=True)
-    return ids.tolist(), *torch.zeros(1+len(values), len(ids), dtype=torch.float64).index_add_(1, place, torch.stack([torch.ones_like(values[0]), *values])).tolist()
+    return ids.tolist(), *torch.zeros(1+len(values), len(ids), dtype=torch.float64).index_add_(1, place,
+        torch.stack([torch.ones_like(values[0]), *values])).tolist()
 
 # %% ../nbs/30_evaluate.ipynb #e5a02e0d
 class ResumedForward:
@@ -217,7 +223,8 @@ class LMEval:
         "Runs the model once; UserError when the held-out rows are too few or the activations would not fit"
         self.tokens = tokens[spread_rows(tokens.mask, n_tokens)]
         self.counts = self.tokens.mask[:, :-1] & self.tokens.mask[:, 1:] # predictions that are averaged
-        if not self.counts.any(): raise UserError('no two counted tokens follow each other in these rows: make the rows longer')
+        if not self.counts.any():
+            raise UserError('no two counted tokens follow each other in these rows: make the rows longer')
         self.half = ResumedForward(lm, self.tokens, site, **kwargs)
         self.clean = torch.cat([self.half.losses(rows, self.counts[rows]) for rows in self.half.batches()])
         self.nbytes = self.half.hidden.nbytes # of the activations kept
@@ -244,9 +251,11 @@ class LMEval:
         "Delta LM loss (section 5); UserError when the spliced model's losses are not finite"
         if full: mean = training_mean(sae, mean)
         losses, massive = self.spliced(sae, rule)
-        if not losses.isfinite().all(): raise UserError('the model gives no finite loss with this SAE spliced in: check the training run')
+        if not losses.isfinite().all():
+            raise UserError('the model gives no finite loss with this SAE spliced in: check the training run')
         d = losses - self.clean
-        metrics = dict(delta_lm_loss=self.mean_of(d), lm_loss_clean=self.mean_of(self.clean), lm_loss_spliced=self.mean_of(losses),
+        metrics = dict(delta_lm_loss=self.mean_of(d), lm_loss_clean=self.mean_of(self.clean),
+            lm_loss_spliced=self.mean_of(losses),
             lm_predictions=int(self.counts.sum()), lm_massive=int(massive.sum()))
         if with_massive: metrics['delta_with_massive'] = self._with_massive(sae, d, massive)
         sums = per_document(self.tokens.doc[:, :-1][self.counts], d[self.counts])
@@ -337,7 +346,7 @@ def centred_logit(
     h: Tensor,      # final hidden states, (n, d_model)
     target: Tensor, # the right next tokens, (n,)
 ) -> Tensor:        # (n,) float32
-    "L: the logit of the right token minus the mean logit, soft-capped where the model does; all logits of these few predictions are held"
+    "L: the logit of the right token minus the mean logit, soft-capped where the model does"
     W, cap = lm.model.get_output_embeddings().weight, getattr(lm.config, 'final_logit_softcapping', None)
     z = h @ W.T
     z = (z if cap is None else torch.tanh(z/cap)*cap).float()
@@ -401,14 +410,15 @@ def full_metrics(
     mean: Tensor,      # raw training mean, (d_in,)
     delta: Tensor,     # what the SAE costs, (rows, s-1)
     massive: Tensor,   # which tokens were left alone, (rows, s) bool
-) -> tuple[dict, dict]: # metrics (None for a loss recovered from an ablation that does no harm); arrays: sums per document
+) -> tuple[dict, dict]: # metrics (None: an ablation that does no harm); arrays: sums per document
     "KL, loss recovered against both ablations, and effective sparsity"
     mean, c = mean.cpu(), ev.counts
     kl, zero, mu = divergences(ev, sae, rule), ablation(ev, torch.zeros_like(mean), rule), ablation(ev, mean, rule)
     _, _, *sums = per_document(ev.tokens.doc[:, :-1][c], kl[c], zero[c], mu[c])
     d, k, z, a = (ev.mean_of(v) for v in (delta, kl, zero, mu))
     metrics = dict(kl=k, delta_zero_ablation=z, delta_mean_ablation=a)
-    metrics |= {f'loss_recovered_{name}': 1 - d/worst if worst > 0 else None for name, worst in (('zero', z), ('mean', a))}
+    metrics |= {f'loss_recovered_{name}': 1 - d/worst if worst > 0 else None for name,
+        worst in (('zero', z), ('mean', a))}
     return metrics | effective_sparsity(ev, sae, rule, massive), dict(zip(('lm_kl', 'lm_zero', 'lm_mean'), sums))
 
 # %% ../nbs/30_evaluate.ipynb #1845811b
@@ -419,7 +429,8 @@ def captured(
     batch_rows: int = 16, # rows at a time
 ) -> tuple[Tensor, Tensor]: # raw activations of counted tokens (n, d_in), their documents (n,)
     "Activations in memory, without a store"
-    x = [capture(lm, tokens.ids[r], site)[site].cpu()[tokens.mask[r]] for r in torch.arange(len(tokens)).split(batch_rows)]
+    x = [capture(lm, tokens.ids[r], site)[site].cpu()[tokens.mask[r]]
+        for r in torch.arange(len(tokens)).split(batch_rows)]
     return torch.cat(x), tokens.doc[tokens.mask]
 
 JUDGED = ('model', 'site', 'corpus', 'split', 'seq_len', 'bos', 'massive') # of an identity: what an SAE is judged on
@@ -435,7 +446,8 @@ def _judged_on(identity: dict) -> tuple[dict, dict]:
 
 def _same_text(a: dict, b: dict) -> None:
     "One text under two names is one text"
-    if isinstance(a, dict) and isinstance(b, dict) and a.get('sha256') is not None and a.get('sha256') == b.get('sha256'):
+    if isinstance(a, dict) and isinstance(b, dict) and a.get('sha256') is not None and a.get('sha256') == b.get(
+        'sha256'):
         a['name'] = b.get('name')
 
 def judged_elsewhere(
@@ -466,15 +478,18 @@ class Evaluator:
     ):
         "UserError for more tokens than are held out; nothing is computed yet"
         held = acts.tokens['test'].n_tokens
-        if not is_whole(n_lm) or n_lm < 0: raise UserError(f'n_lm={n_lm!r}: want a whole number of tokens, 0 for no language-model metrics')
-        if n_lm > held: raise UserError(f'n_lm={n_lm}, and {held} tokens are held out: lower n_lm=, or hold out more (n_test=)')
+        if not is_whole(n_lm) or n_lm < 0:
+            raise UserError(f'n_lm={n_lm!r}: want a whole number of tokens, 0 for no language-model metrics')
+        if n_lm > held:
+            raise UserError(f'n_lm={n_lm}, and {held} tokens are held out: lower n_lm=, or hold out more (n_test=)')
         self.acts, self.n_lm, self.kwargs = acts, n_lm, kwargs
 
     @cached_property
     def test(self) -> dict: return self.acts.part('test') # x raw (n, d_in), doc (n,)
 
     @cached_property
-    def lm_eval(self) -> LMEval: return LMEval(self.acts.lm, self.acts.tokens['test'], self.acts.site, self.n_lm, **self.kwargs)
+    def lm_eval(self) -> LMEval:
+        return LMEval(self.acts.lm, self.acts.tokens['test'], self.acts.site, self.n_lm, **self.kwargs)
 
     def metrics(self,
         sae,                       # finished
@@ -501,9 +516,12 @@ def _facts(sae, acts) -> dict:
     ours, cfg = _ours(sae), getattr(sae, 'cfg', None)
     arch, own = getattr(cfg, 'arch', type(sae).__name__), ours.get('config') or {}
     setting = look(arch).setting
-    facts = dict(arch=arch, target=own.get(setting, getattr(cfg, setting, None) if setting else None), seed=ours.get('seed', 0))
-    facts |= dict(d_in=acts.d_in, d_sae=getattr(cfg, 'd_sae', None), site=str(acts.site), seq_len=acts.seq_len, key=ours.get('key'))
-    return facts | dict(data=acts.identity(), dtype=str(next(iter(sae.parameters())).dtype).removeprefix('torch.') if hasattr(sae, 'parameters') else None)
+    facts = dict(arch=arch, target=own.get(setting, getattr(cfg, setting, None) if setting else None),
+        seed=ours.get('seed', 0))
+    facts |= dict(d_in=acts.d_in, d_sae=getattr(cfg, 'd_sae', None), site=str(acts.site), seq_len=acts.seq_len,
+        key=ours.get('key'))
+    return facts | dict(data=acts.identity(), dtype=str(next(iter(sae.parameters())).dtype).removeprefix('torch.')
+        if hasattr(sae, 'parameters') else None)
 
 def evaluate(
     sae,                     # finished (`04_sae`), or anything with `encode` and `decode` on raw activations
@@ -513,16 +531,22 @@ def evaluate(
     elsewhere: bool = False, # judge it although these are not the activations it was trained on?
     device: str|None = None, # where to run the SAE; None: where it is
 ) -> Evaluation:             # its `str` is the table
-    "Judge an SAE on held-out activations and text; UserError, before any work, when these are not what it was trained on"
-    if not getattr(sae, 'finished', True): raise UserError('this SAE is in training and takes scaled activations: call finish(scaler, metadata) first')
+    "Judge an SAE on held-out activations and text; UserError first when these are not what it was trained on"
+    if not getattr(sae, 'finished', True):
+        raise UserError('this SAE is in training and takes scaled activations: call finish(scaler, metadata) first')
     if acts is None: acts = _own_activations(sae, device)
     judge = acts if isinstance(acts, Evaluator) else Evaluator(acts, n_lm)
     acts = judge.acts
     width = getattr(getattr(sae, 'cfg', None), 'd_in', acts.d_in)
-    if width != acts.d_in: raise UserError(f'this SAE takes activations of width {width}, and {acts.site} has {acts.d_in}: give the model and site that it was trained on')
+    if width != acts.d_in:
+        raise UserError(
+            f'this SAE takes activations of width {width}, and {acts.site} has {acts.d_in}: give the model and site '
+            f'that it was trained on')
     apart, how = judged_elsewhere(sae, acts)
     if apart and not elsewhere:
-        raise UserError(f"not what this SAE was trained on ({'; '.join(apart)}): give those activations, or elsewhere=True to judge it here all the same")
+        raise UserError(
+            f"not what this SAE was trained on ({'; '.join(apart)}): give those activations, or elsewhere=True to "
+            f"judge it here all the same")
     for line in apart: log.warning('judged elsewhere: %s', line)
     if device is not None: sae = copy.deepcopy(sae).to(device)
     rule, ours = massive_rule(sae, acts), _ours(sae)
@@ -605,7 +629,9 @@ def _document_panel(ax, r, color):
     if lo == lo: ax.axhspan(lo, hi, color='k', alpha=.1, lw=0, label='95 % interval over documents')
     ax.set(xlabel='document, from best to worst', ylabel='FVU', ylim=(0, 1.15*fvu.max()))
     ax.legend(frameon=False, fontsize=8)
-    ax.set_title(f"How faithful is it, document by document?\n{len(fvu)} documents, {int(sum(a['tokens'])):,} activations", fontsize=9)
+    ax.set_title(
+        f"How faithful is it, document by document?\n{len(fvu)} documents, {int(sum(a['tokens'])):,} activations",
+        fontsize=9)
 
 # %% ../nbs/30_evaluate.ipynb #9bb84c47
 def evaluate_saved(
@@ -620,10 +646,11 @@ def evaluate_saved(
     device: str = 'cpu',      # where to run
     full: bool = True,        # also KL, loss recovered and effective sparsity
 ) -> Evaluation:              # written to `out` too
-    "Every metric for one saved SAE on held-out text: on what it was trained on, or on what is asked for, which is logged first and recorded"
+    "Every metric of a saved SAE, on what it was trained on, or on what is asked for: that is logged and recorded"
     import matplotlib.pyplot as plt
     check_device(device)
-    if not is_whole(n_test) or n_test < 1: raise UserError(f'n_test={n_test!r}: want a whole number of activations, at least 1')
+    if not is_whole(n_test) or n_test < 1:
+        raise UserError(f'n_test={n_test!r}: want a whole number of activations, at least 1')
     if n_lm > n_test: raise UserError(f'n_lm={n_lm} tokens of n_test={n_test}: lower n_lm=, or raise n_test=')
     sae = load_sae(path, device)
     out = make_folder(out or path)
