@@ -74,12 +74,12 @@ $(RUN): | $(MADE)
 	@echo 'Installing what the reproduction needs into $(VENV) (once, some minutes)'
 	@rm -f $(VENV)/.run-* $(VENV)/.dev-*
 	@$(PIP) $(TORCH_ARGS) setuptools torch
-	@$(PIP) --no-build-isolation -e '.[embedded]'
+	@$(PIP) --no-build-isolation -e '.[embedded,report]'
 	@touch $@
 
 $(DEV): | $(MADE)
 	@echo 'Installing what the tests and JupyterLab need into $(VENV) (once, some minutes)'
 	@rm -f $(VENV)/.run-* $(VENV)/.dev-*
 	@$(PIP) $(TORCH_ARGS) setuptools torch
-	@$(PIP) --no-build-isolation -e '.[dev,embedded]'
+	@$(PIP) --no-build-isolation -e '.[all]'
 	@touch $(RUN) $@

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from .core import UserError, cache_dir, device_name
-from .lm import LM, capture, load_lm, parse_site, site_dim, token_losses
+from .lm import LM, load_lm
+from .sites import capture, parse_site, site_dim, token_losses
 from .recipe import AUXK, PAPER, SHORT, SHORT_RUN
 from .sae import SAEConfig, make_sae
 from .text import load_corpus, pack
@@ -161,7 +162,7 @@ def probe(
         hours=hours, need=need, peak_gpu_bytes=torch.cuda.max_memory_allocated() if torch.device(device).type == 'cuda' else None)
 
 def _losses(lm, ids):
-    from jumprelu_sae.lm import forward
+    from jumprelu_sae.sites import forward
     with torch.no_grad(): return token_losses(lm, ids, forward(lm, ids.to(lm.device)))
 
 def _step(p, arch, d_in, device):

