@@ -284,7 +284,8 @@ def _sentence(v):
     ends = [f'{_range(v.metric, e)} over {k}' for k, e in kinds.items() if e]
     interval = f'95 % interval {", ".join(ends)}' if v.by_documents else 'no interval: too few documents'
     few = '' if v.n_docs >= 10 else ' (few: take the interval with care)'
-    said = f'at equal L0 ({min(where):.0f} to {max(where):.0f}) {what} is {_outcome(v, A, B)}: {_amount(v.metric, v.area)}'
+    said = f'at equal L0 ({min(where):.0f} to {max(where):.0f}) {what} is {_outcome(v, A, B)}'
+    said += f': {_amount(v.metric, v.area)}'
     return f'{v.verdict}: {said} ({interval}; {v.n_docs} documents{few}, {limits}).'
 
 # %% ../nbs/31_frontier.ipynb #b0c4ce69

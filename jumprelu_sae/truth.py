@@ -275,7 +275,8 @@ def truth_verdict(
     word = 'yes' if lo > 0 else 'no' if hi < 0 else 'undecided'
     end = f'95 % interval {lo:+.3f} to {hi:+.3f}, {len(d)} seeds' if len(d) > 1 else 'one seed, which decides nothing'
     best = f'at L0 = {l0:g} {look(a).label} reconstructs best (FVU {fvu[a].mean():.3f})'
-    score = f'its {SCORES[metric].split(",")[0]} is {truth[a].mean():.3f}, that of {look(b).label} {truth[b].mean():.3f}'
+    name = SCORES[metric].split(',')[0]
+    score = f'its {name} is {truth[a].mean():.3f}, that of {look(b).label} {truth[b].mean():.3f}'
     return dict(verdict=word, reconstructs=a, rival=b, finds=max(have, key=lambda k: truth[k].mean()),
         difference=float(d.mean()),
         lo=lo, hi=hi, n=len(d), sentence=f'{word}: {best}; {score} (difference {float(d.mean()):+.3f}, {end}).')
