@@ -49,10 +49,10 @@ def site_module(
 ) -> tuple[nn.Module, str]: # the module to hook, and which end of it: 'input' or 'output'
     "What `resid`, `mlp` and `attn` mean in this family"
     site = parse_site(site, lm.n_layers)
-    layer = lm.layers[site.layer]
+    layer,row = lm.layers[site.layer], FAMILIES[lm.family]
     if site.kind == 'resid': return layer, 'output'
-    if site.kind == 'attn': return layer.get_submodule(lm.build.attn), 'input'
-    return layer.get_submodule(lm.build.mlp), 'output'
+    if site.kind == 'attn': return layer.get_submodule(row.attn), 'input'
+    return layer.get_submodule(row.mlp), 'output'
 
 def site_dim(
     lm: LM,          # language model
@@ -282,16 +282,22 @@ def layer_inputs(
     if not 0 <= layer <= lm.n_layers: raise UserError(f'layer {layer}: this model has layers 0 to {lm.n_layers-1}')
     return _capture(lm, ids, [('x', _entrance(lm, layer), 'input')])['x']
 
-def _hand_on(hidden_states, *args, **kwargs): return hidden_states
+class _Skip(nn.Module):
+    "Stands in for a layer that has already been computed; what the decoder asks of the layer, the layer answers"
+    def __init__(self, layer):
+        super().__init__()
+        self.__dict__['layer'] = layer   # no module of this one: it is not run
+    def __getattr__(self, name): return getattr(self.__dict__['layer'], name)
+    def forward(self, hidden_states, *args, **kwargs): return hidden_states
 
 @contextlib.contextmanager
 def _without_layers(lm, n):
     "The decoder with its first `n` layers handing their input through"
-    skipped = list(lm.layers[:n])
-    for o in skipped: o.forward = _hand_on   # hides the method of the class
+    layers,first = lm.layers, list(lm.layers[:n])
+    for i,o in enumerate(first): layers[i] = _Skip(o)
     try: yield
     finally:
-        for o in skipped: del o.forward
+        for i,o in enumerate(first): layers[i] = o
 
 # %% ../nbs/12_sites.ipynb #3cbf9b79
 def run_from(

@@ -78,7 +78,7 @@ class Bench:
 
     def acts(self, site='resid.2', corpus='generated', seq_len=32, **more): # a few thousand activations
         def make(): return js().activations(self.lm(), corpus, site=site, n_train=2048, n_val=512, n_test=1024, seq_len=seq_len, **more)
-        return self.once(('acts', site, corpus, seq_len, *more.items()), make)
+        return self.once(('acts', site, str(corpus), seq_len, *more.items()), make)
 
     def done(self, arch='topk'): # a finished SAE, trained on acts()
         settings = dict(l0=8) if arch in ('topk', 'batchtopk', 'jumprelu') else dict(coef=.5)
@@ -254,7 +254,7 @@ class Names(dict):
     "The names a line may use: those of the bench, of the package's modules, and a few others; looked up when they are needed"
     def __init__(self, bench):
         own = {n: getattr(bench, n) for n in dir(bench) if not n.startswith('_')}
-        super().__init__(own, DROP=DROP, Stream=Stream, Ending=Ending, Breaking=Breaking, Path=Path, json=json, os=os, nan=float('nan'), inf=float('inf'),
+        super().__init__(own, __name__='case', DROP=DROP, Stream=Stream, Ending=Ending, Breaking=Breaking, Path=Path, json=json, os=os, nan=float('nan'), inf=float('inf'),
             replace=dataclasses.replace)
 
     def __missing__(self, name):
@@ -319,7 +319,6 @@ Settings(out=3)
 get_preset('desktop')
 get_preset('tiny', n_train=0)
 get_preset('tiny', n_train=100)
-get_preset('tiny', site='resid.99')
 get_preset('tiny', nonsense=3)
 replace(PRESETS['tiny'], grid=dict(topk=(65,)))
 replace(PRESETS['tiny'], grid=dict(jumprelu=(1000,)))
@@ -344,7 +343,7 @@ ARGUMENTS = """
 js.load_lm('')
 js.load_lm(None)
 js.load_lm(3)
-js.load_lm('tiny-gpt2')
+js.load_lm('tiny-nonsense')
 js.load_lm('no-such/model')
 js.load_lm('no/such/folder/at/all')
 js.load_lm(Path('no/such'))
@@ -443,7 +442,7 @@ js.evaluate(done(), acts(), device='gpu')
 js.evaluate(done(), acts(site='mlp.2'))
 js.evaluate(done(), acts(site='resid.1'))
 js.evaluate(done(), acts(seq_len=16))
-js.evaluate(done(), acts(corpus=write('other.txt', '') and [f'{d.text} Once more.' for d in generated_corpus()]))
+js.evaluate(done(), acts(corpus=[f'{d.text} Once more.' for d in generated_corpus()]))
 js.evaluate(done(), acts(massive=5.))
 js.evaluate(done(), js.activations('tiny-llama', 'generated', site='resid.2', n_train=2048, n_val=512, n_test=1024, seq_len=32))
 done().encode(torch.randn(4, 7))
@@ -727,7 +726,7 @@ s = load_sae(sae_dir(metadata=DROP)); x = torch.randn(9, 32); assert torch.allcl
 s = load_sae(earlier(meta='nothing')); assert s.finished
 s = load_sae(earlier()); x = torch.randn(9, 8)*5; assert s.finished and s.encode(x).shape == (9, 16)
 s = load_sae(sae_dir(apply_b_dec_to_input=True)); x = torch.randn(9, 32)*9; assert torch.allclose(s.encode(x), done().encode(x - done().b_dec), atol=1e-3)
-tensors(sae_dir() + '/sae_weights.safetensors', W_enc=done().W_enc.bfloat16()); s = load_sae('sae'); assert s.W_enc.dtype == torch.float32
+tensors(sae_dir() + '/sae_weights.safetensors', W_enc=done().W_enc.bfloat16().contiguous()); s = load_sae('sae'); assert s.W_enc.dtype == torch.float32
 """
 
 CHECKPOINTS = """
@@ -838,7 +837,7 @@ cli('reproduce --preset tiny --quiet --corpus hf:no-such/data')
 cli('reproduce --preset tiny --quiet --corpus ' + write('x.txt', b'caf\\xe9'))
 cli('reproduce --preset tiny --quiet --corpus ' + write('x.jsonl', '{"text": "\\\\ud83d"}'))
 cli('reproduce --preset tiny --quiet --model no-such/model')
-cli('reproduce --preset tiny --quiet --model tiny-gpt2')
+cli('reproduce --preset tiny --quiet --model tiny-nonsense')
 cli('reproduce --preset tiny --quiet --model ""')
 cli('reproduce --preset tiny --quiet --model ' + write('model', 'x'))
 only(model_dir() + '/model.safetensors', lambda k: 'layers.1.' not in k); cli('reproduce --preset tiny --quiet --model model')
