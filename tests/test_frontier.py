@@ -3,10 +3,15 @@ import csv, json, math, subprocess, sys
 from dataclasses import asdict, replace
 import numpy as np
 import pytest
-from jumprelu_sae.core import ARCHS, Result, UserError, write_json
-from jumprelu_sae.frontier import (TRUTHS, _effective, _errors, _intervals, _widening, at_l0, common_seeds, confusion, equal_l0_table, falsifier, frontier_figure,
-    frontier_table, html_table, paired_test, resampled, sign_flip, synthetic_results, t_quantile, text_table, uniform_distance, verdict_table, verdicts, wide_table, write_csv)
-from jumprelu_sae.evaluate import resample
+from scipy.special import stdtrit
+from jumprelu_sae.core import Result, UserError, write_json
+from jumprelu_sae.frontier import (TRUTHS, _effective, _errors, at_l0, common_seeds, confusion, equal_l0_table, falsifier, frontier_figure, frontier_table,
+    html_table, opponents, paired_test, resampled, sign_flip, synthetic_results, text_table, uniform_distance, verdict_table, verdicts, wide_table, write_csv)
+from jumprelu_sae.intervals import (METRICS, Metric, bootstrap_ratio, effective_documents, frontier_metrics, mean_intervals, metric_interval, register_metric,
+    resample, simultaneous_band, widening)
+from jumprelu_sae.sae import ARCHITECTURES, TopKSAE, look, register
+
+ARCHS = tuple(ARCHITECTURES)
 
 def two(ratio=1., **kw): return synthetic_results(dict(topk=1., jumprelu=ratio), **kw)
 def renamed(results, a, b): return [replace(r, config=r.config | dict(arch=b)) for r in results if r.config['arch'] == a]
@@ -96,15 +101,65 @@ def test_documents_and_seeds_are_told_apart():
     assert moody.by_documents[0] > 0 > moody.both[0] and moody.verdict == 'undecided'   # documents alone would have said 'refuted'
     for v in (calm, moody): assert v.both[0] <= min(v.by_documents[0], v.by_seeds[0]) and v.both[1] >= max(v.by_documents[1], v.by_seeds[1])
     g = np.random.default_rng(0); v = g.normal(size=(4001, 3))*[[1., 1, 1]]; v[0] = [-1, 0, 1]   # documents' sd of the mean 1/√3, seeds' se 1/√3
-    est, docs, seeds, both = _intervals(v, 1e9)  # many documents: nothing is widened
+    est, docs, seeds, both = mean_intervals(v, 1e9)  # many documents: nothing is widened
     assert est == 0 and docs == pytest.approx([-1.96/3**.5, 1.96/3**.5], abs=.05) and seeds == pytest.approx([-4.3027/3**.5, 4.3027/3**.5], rel=1e-3)
     assert both[1] > 1.02*seeds[1] and both[0] < 1.02*seeds[0]   # as variances add: wider than either
 
 def test_students_quantile_and_effective_documents():
-    for df in (2., 3.5, 9, 22.3, 60): assert t_quantile(df) == pytest.approx(t_by_sum(df), rel=4e-3)
-    assert t_quantile(1) == pytest.approx(12.7062, rel=1e-4) and t_quantile(2, .5) == 0 and t_quantile(4, .025) == -t_quantile(4)
+    for df in (2., 3.5, 9, 22.3, 60): assert stdtrit(df, .975) == pytest.approx(t_by_sum(df), rel=4e-3)
     r = two(n_docs=3)[0]; r.arrays['sst'] = [4., 1., 1.]
-    assert _effective([r], 'fvu') == pytest.approx(2) and _widening(2.) == pytest.approx(2**.5*12.7062/1.959964, rel=1e-4) and math.isnan(_widening(1.))
+    assert _effective([r], 'fvu') == pytest.approx(2) == effective_documents([4., 1., 1.])
+    assert widening(2.) == pytest.approx(2**.5*12.7062/1.959964, rel=1e-4) and math.isnan(widening(1.))
+    assert mean_intervals(np.array([[1., 2, 3]]*50), 9).seeds == pytest.approx([2 - 4.30265/3**.5, 2 + 4.30265/3**.5], rel=1e-5)
+
+# --- the registers
+
+def test_a_metric_is_one_entry(tmp_path):
+    "Registered, it is in tables, figure and comparisons; for one where more is better, 'held' means higher"
+    rs = two(.9)
+    for r in rs: r.arrays |= dict(gain=[s - e for s, e in zip(r.arrays['sst'], r.arrays['sse'])])
+    plain = verdicts(dict(x=rs), n_boot=100)
+    try:
+        register_metric(Metric('explained', 'explained variance', 'gain', 'sst', direction=1, frontier=True, question='How much is kept?', unit='of the variance'))
+        register_metric(Metric('kept', 'kept', 'sse', 'sst', direction=1, complement=True, frontier=True))
+        assert frontier_metrics(rs) == ['fvu', 'delta_lm_loss', 'explained', 'kept']
+        v, same = falsifier(rs, metric='explained', n_boot=200), falsifier(rs, metric='kept', n_boot=200)
+        assert v.verdict == 'held' and v.area > 0 and 'explained variance is higher for JumpReLU than for TopK' in v.sentence and ' of the variance' in v.sentence
+        assert (same.verdict, same.area, same.both) == ('held', pytest.approx(v.area), pytest.approx(v.both))
+        assert falsifier(rs, 'topk', 'jumprelu', 'explained', n_boot=200).verdict == 'refuted'
+        assert paired_test(rs, metric='kept', n=99)['area'] == pytest.approx(v.area)
+        rows = verdicts(dict(x=rs), n_boot=100)
+        assert [r['metric'] for r in rows] == ['fvu', 'delta_lm_loss', 'explained', 'kept'] and rows[:2] == plain    # the others are what they were
+        assert 'explained_lo' in frontier_table(rs, 50)[0] and equal_l0_table(rs, (32,), 50)[0]['kept'] > 0
+        fig = frontier_figure(rs); assert [a.get_title() for a in fig.axes][2] == 'How much is kept?'
+        lo, hi = metric_interval(METRICS['kept'], rs[0].arrays)
+        assert (lo, hi) == pytest.approx([1 - x for x in bootstrap_ratio(rs[0].arrays['sse'], rs[0].arrays['sst'])[::-1]])
+    finally:
+        for k in ('explained', 'kept'): METRICS.pop(k, None)
+    for bad in ('dead', 'l0'):
+        with pytest.raises(UserError): falsifier(rs, metric=bad)
+
+def test_an_architecture_is_one_entry():
+    rs = synthetic_results(dict(topk=1., jumprelu=.97, mine=.8), n_docs=10) + [replace(r, config=r.config | dict(arch='forgotten')) for r in two(n_docs=10) if r.config['arch'] == 'topk']
+    try:
+        register('mine', label='Mine', color='#D55E00', marker='P', setting='k')(type('MineSAE', (TopKSAE,), {}))
+        assert [r['arch'] for r in frontier_table(rs, 20)][::4] == ['topk', 'jumprelu', 'mine', 'forgotten'] and opponents(rs) == ['topk', 'mine', 'forgotten']
+        fig = frontier_figure(rs)
+        assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ['TopK', 'JumpReLU', 'Mine', 'forgotten']
+        line = next(l for l in fig.axes[0].lines if l.get_marker() == 'P'); assert line.get_color() == '#D55E00' and len(line.get_xdata()) == 4
+        assert {r['against'] for r in verdict_table(verdicts(dict(x=rs), n_boot=100))} == {'TopK', 'Mine', 'forgotten'}
+        assert 'than for Mine' in falsifier(rs, b='mine', n_boot=100).sentence
+    finally: ARCHITECTURES.pop('mine', None)
+    assert look('mine').label == 'mine'
+
+def test_bands_hold_the_whole_curve():
+    g = np.random.default_rng(0)
+    v = g.standard_normal((8001, 1, 5)); v[0] = 0
+    band, c = simultaneous_band(v, 1e9)
+    assert (np.abs(v[1:, 0]) <= band[1]).all(1).mean() == pytest.approx(.95, abs=.01) and c > 1.2
+    one, c1 = simultaneous_band(v[..., :1], 1e9); assert c1 == pytest.approx(1, abs=.01) and one == pytest.approx(mean_intervals(v[..., :1], 1e9).both, rel=.02)
+    three = g.standard_normal((4001, 3, 5)); three[0] = [[-1.]*5, [0.]*5, [1.]*5]
+    wide, _ = simultaneous_band(three, 1e9); assert (wide[1] >= mean_intervals(three, 1e9).both[1]).all()
 
 # --- the paired test
 
@@ -176,6 +231,7 @@ def test_bad_input():
     assert common_seeds([r for r in rs if r.name != 'topk-64-seed1'], 'topk', 'jumprelu') == [0]
     with pytest.raises(UserError, match='different tokens'): falsifier(two()[:4] + two(seed=9)[4:])
     with pytest.raises(UserError, match='no such metric'): falsifier(rs, metric='mse')
+    with pytest.raises(UserError, match='no better side'): falsifier(rs, metric='l0')
     with pytest.raises(UserError, match='no per-document sums'): falsifier([replace(r, arrays={k: v for k, v in r.arrays.items() if k != 'sse'}) for r in rs])
 
 # --- curves
