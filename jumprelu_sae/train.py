@@ -259,12 +259,13 @@ def code_facts(
     return fingerprint({k: _code(v) for k, v in vars(cls).items() if not k.startswith('__') or k == '__init__'})
 
 def class_facts(
-    sae: SAE, # any
+    sae: SAE|type, # an SAE, or its class
 ) -> dict: # JSON-able
     "What an SAE is trained on, beside its settings: its class, and whatever is not this package's"
-    cls = getattr(type(sae), 'plain', type(sae))  # `22_distributed` wraps classes, and trains on the same objective
+    cls, changed = (sae, {}) if isinstance(sae, type) else (type(sae), vars(sae))
+    cls = getattr(cls, 'plain', cls)  # `22_distributed` wraps classes, and trains on the same objective
     theirs = [c for c in cls.__mro__ if issubclass(c, SAE) and not c.__module__.startswith('jumprelu_sae.')]
-    own = {n: fingerprint(_code(v)) for n, v in vars(sae).items() if callable(v) and callable(getattr(cls, n, None))}
+    own = {n: fingerprint(_code(v)) for n, v in changed.items() if callable(v) and callable(getattr(cls, n, None))}
     facts = dict(name=cls.__qualname__)
     if theirs: facts['code'] = [code_facts(c) for c in theirs]
     if own: facts['own'] = own
@@ -590,7 +591,7 @@ def train_saes(
     after_step: Callable|None = None, # called with the trainer after each step; may set `trainer.stop`
     clock: Callable = time.monotonic, # seconds; another one for tests
 ) -> Trainer: # the same one, at its last step, its SAEs in eval mode
-    "Train to the end, going on from a checkpoint in `folder`; when stopped the checkpoint is written, then KeyboardInterrupt raised"
+    "Train to the end, going on from a checkpoint in `folder`, and keep the last one there; when stopped it is written, then KeyboardInterrupt raised"
     n, trainer.stop = trainer.cfg.n_steps, False
     with contextlib.ExitStack() as stack:
         if folder:
@@ -614,6 +615,7 @@ def train_saes(
             if folder and trainer.step < n and (trainer.stop or clock() - saved > save_every):
                 trainer.save(folder)
                 saved, at, place = clock(), trainer.step, trainer.stream.state_dict()
+        if folder and trainer.step == n and at < n: trainer.save(folder)
     if trainer.step < n: raise KeyboardInterrupt
     for s in trainer.saes.values(): s.eval()
     return trainer
