@@ -1,5 +1,5 @@
 "Metrics against oracles written without the library, at every kind of site and family."
-import copy, json
+import copy, json, logging
 from types import SimpleNamespace
 import numpy as np
 import pytest
@@ -7,12 +7,20 @@ import torch
 import torch.nn.functional as F
 from jumprelu_sae import evaluate as E
 from jumprelu_sae.core import Result, Scaler, UserError
-from jumprelu_sae.evaluate import LMEval, attribution, bootstrap_ratio, effective_l0, evaluate_activations, evaluate_saved, evaluation_table, kl_divergence, resample, splice_fn, spread_positions, spread_rows
+from jumprelu_sae.evaluate import (ConstantReconstruction, Evaluation, Evaluator, LMEval, attribution, captured, effective_l0, evaluate, evaluate_activations,
+    evaluate_saved, evaluation_table, kl_divergence, splice_fn, spread_positions, spread_rows, training_mean)
+from jumprelu_sae.harvest import MassiveRule, fit_massive
+from jumprelu_sae.intervals import METRICS, Metric, bootstrap_ratio, register_metric, resample
 from jumprelu_sae.lm import capture, load_lm, parse_site, site_module, splice, token_losses
-from jumprelu_sae.sae import SAEConfig, make_sae, save_sae
+from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, TopKSAE, make_sae, register
 from jumprelu_sae.text import ByteTokenizer, Tokens, generated_corpus, load_corpus, pack, split_documents
 
 def keep(s): return SimpleNamespace(encode=lambda x: s*x, decode=lambda f: f)
+
+def raw(sae, scaler):
+    "A toy on scaled activations as one on raw ones; it says its training mean as a finished SAE does, if its scaler centres"
+    said = dict(jumprelu_sae=dict(mean=scaler.mean.tolist()))
+    return SimpleNamespace(encode=lambda x: sae.encode(scaler(x)), decode=lambda f: scaler.inverse(sae.decode(f)), metadata=said)
 
 def bent(d, seed=0):
     w = torch.randn(d, d, generator=torch.Generator().manual_seed(seed))/d**.5
@@ -41,7 +49,7 @@ def test_activations_against_numpy(data, dtype):
     rule = lambda v: v.float().square().sum(-1) > 20*x.float().square().sum(-1).median()
     ok = ~rule(x)
     scaler, sae = Scaler.fit(x[ok]), bent(16)
-    m, a = evaluate_activations(sae, scaler, x, doc, rule, batch=64)
+    m, a = evaluate_activations(raw(sae, scaler), x, doc, rule, batch=64)
     X, mu, c = x.float().double().numpy(), scaler.mean.double().numpy(), scaler.scale
     f = sae.encode(torch.tensor((X - mu)/c).float()); back = sae.decode(f).double().numpy()*c + mu
     sse, sst, l0, ok = ((X - back)**2).sum(1), ((X - mu)**2).sum(1), (f > 0).sum(1).numpy(), ok.numpy()
@@ -64,60 +72,52 @@ def test_frequencies_by_hand():
     for j, n in enumerate((0, 5, 50, 500)): x[:n, j] = 1
     x[1000, 4] = 99
     same = SimpleNamespace(encode=lambda v: v, decode=lambda f: f)
-    m, a = evaluate_activations(same, Scaler(torch.zeros(5), 1.), x, torch.zeros(1001).long(), lambda v: v[:, 4] > 9, mean=torch.ones(5))
+    m, a = evaluate_activations(raw(same, Scaler(torch.zeros(5), 1.)), x, torch.zeros(1001).long(), lambda v: v[:, 4] > 9, mean=torch.ones(5))
     assert [m['dead'], m['dense1'], m['dense10'], m['n_massive']] == [.4, .4, .2, 1] and m['l0'] == .555
     at = lambda q: a['freq_counts'][np.searchsorted(a['freq_edges'], np.log10(q))-1]
     assert [at(.005), at(.05), at(.5), sum(a['freq_counts'])] == [1, 1, 1, 3]
 
 def test_uncentred_scaler_with_a_training_mean(data):
     x, doc = data; s, mu = Scaler.fit(x, centre=False), x.mean(0)
-    m = evaluate_activations(keep(.9), s, x, doc, mean=mu)[0]
+    m = evaluate_activations(raw(keep(.9), s), x, doc, mean=mu)[0]
     assert m['fvu'] == pytest.approx(float((.1*x).double().square().sum()/(x - mu).double().square().sum()), rel=1e-5)
     hat, dev = (.9*x - mu).double(), (x - mu).double()
     assert m['shrinkage'] == pytest.approx(float(hat.square().sum()/(hat*dev).sum()), rel=1e-4)
 
 def test_batches_do_not_matter(data):
     x, doc = data; s, sae = Scaler.fit(x), bent(16)
-    one, many = evaluate_activations(sae, s, x, doc), evaluate_activations(sae, s, x, doc, batch=37)
+    one, many = evaluate_activations(raw(sae, s), x, doc), evaluate_activations(raw(sae, s), x, doc, batch=37)
     assert many[0] == pytest.approx(one[0], rel=1e-6) and many[1]['l0'] == one[1]['l0'] and many[1]['freq_counts'] == one[1]['freq_counts']
 
 def test_ends_of_the_scale(data):
     x, doc = data; s = Scaler.fit(x)
-    assert evaluate_activations(keep(1.), s, x, doc)[0]['fvu'] == 0
-    assert evaluate_activations(keep(0.), s, x, doc)[0]['fvu'] == pytest.approx(1, abs=1e-12)
-    m = evaluate_activations(keep(0.), s, x + 1, doc)[0]      # held-out data elsewhere: still about the *training* mean
+    assert evaluate_activations(keep(1.), x, doc, mean=s.mean)[0]['fvu'] == 0
+    assert evaluate_activations(raw(keep(0.), s), x, doc)[0]['fvu'] == pytest.approx(1, abs=1e-12)
+    m = evaluate_activations(raw(keep(0.), s), x + 1, doc)[0]      # held-out data elsewhere: still about the *training* mean
     assert m['fvu'] == pytest.approx(1, abs=1e-12) and m['dead'] == 1 and m['l0'] == 0 and m['shrinkage'] == 0
 
 def test_documents_with_massive_tokens_only_are_left_out(data):
     x, doc = data[0].clone(), data[1].clone(); doc[3], x[3] = 777, 1e4
-    m, a = evaluate_activations(keep(.5), Scaler.fit(data[0]), x, doc, lambda v: v[:, 0] > 9e3)
+    m, a = evaluate_activations(raw(keep(.5), Scaler.fit(data[0])), x, doc, lambda v: v[:, 0] > 9e3)
     assert 777 not in a['docs'] and m['n_massive'] == 1 and sum(a['tokens']) == 699
 
 @pytest.mark.parametrize('arch', ['topk', 'jumprelu', 'relu', 'gated', 'batchtopk'])
 def test_the_librarys_saes(data, arch):
     x, doc = data; sae = make_sae(SAEConfig(arch=arch, d_in=16, d_sae=64, **(dict(k=8) if 'topk' in arch else {})), seed=0)
-    m, a = evaluate_activations(sae, Scaler.fit(x), x, doc)
+    m, a = evaluate_activations(sae.finish(Scaler.fit(x)), x, doc)
+    old, _ = evaluate_activations(raw(sae, Scaler.fit(x)), x, doc)      # as it was before folding, in scaled units
+    assert [m['fvu'], m['l0'], m['shrinkage']] == pytest.approx([old['fvu'], old['l0'], old['shrinkage']], rel=1e-6)
     assert 0 <= m['l0'] <= 64 and m['fvu'] >= 0 and sum(a['freq_counts']) + round(m['dead']*64) == 64
     if arch == 'topk': assert m['l0'] <= 8
 
 def test_bad_activations(data):
     x, doc = data; s = Scaler.fit(x)
-    with pytest.raises(UserError, match='give mean='): evaluate_activations(keep(1.), Scaler.fit(x, centre=False), x, doc)
+    with pytest.raises(UserError, match='give mean='): evaluate_activations(raw(keep(1.), Scaler.fit(x, centre=False)), x, doc)
     for bad in (float('nan'), float('inf')):
         y = x.clone(); y[5, 5] = bad
-        with pytest.raises(UserError, match='not finite'): evaluate_activations(keep(.5), s, y, doc)
-    with pytest.raises(UserError, match='not finite'): evaluate_activations(keep(float('nan')), s, x, doc)
-    with pytest.raises(UserError, match='no held-out'): evaluate_activations(keep(1.), s, x[:0], doc[:0])
-
-# --- intervals
-
-def test_bootstrap_against_a_loop():
-    g = np.random.default_rng(1); num, den = g.uniform(1, 2, 12), g.uniform(5, 9, 12)
-    W = resample(12, 300, 4)
-    slow = [sum(w*a for w, a in zip(row, num))/sum(w*b for w, b in zip(row, den)) for row in W]
-    assert bootstrap_ratio(num, den, 300, 4) == pytest.approx(np.quantile(slow, (.025, .975)))
-    assert bootstrap_ratio(num, den, 300, 4) == bootstrap_ratio(num, den, 300, 4)
-    assert (W.sum(1) == 12).all() and abs(W.mean() - 1) < .02
+        with pytest.raises(UserError, match='not finite'): evaluate_activations(raw(keep(.5), s), y, doc)
+    with pytest.raises(UserError, match='not finite'): evaluate_activations(raw(keep(float('nan')), s), x, doc)
+    with pytest.raises(UserError, match='no held-out'): evaluate_activations(raw(keep(1.), s), x[:0], doc[:0])
 
 # --- language model
 
@@ -128,7 +128,7 @@ def test_delta_against_full_passes(lm, site):
     ev = LMEval(lm, t, site, n_tokens=200, batch_rows=3)
     x = capture(lm, t.ids, site)[parse_site(site)][t.mask]
     scaler = Scaler.fit(x); lim = x.float().square().sum(1).quantile(.9); rule = lambda v: v.float().square().sum(-1) > lim
-    assert abs(ev.delta(keep(1.), scaler)[0]['delta_lm_loss']) < 1e-6
+    assert abs(ev.delta(raw(keep(1.), scaler))[0]['delta_lm_loss']) < 1e-6
     sae = bent(x.shape[1])
     def fn(v):
         out = v.clone()
@@ -137,11 +137,11 @@ def test_delta_against_full_passes(lm, site):
         return out
     with torch.no_grad(): after, before = (token_losses(lm, t.ids, h).double() for h in (splice(lm, t.ids, site, fn), splice(lm, t.ids)))
     counted = t.mask[:, :-1] & t.mask[:, 1:]
-    m, a = ev.delta(sae, scaler, rule, with_massive=True)
+    m, a = ev.delta(raw(sae, scaler), rule, with_massive=True)
     assert m['delta_lm_loss'] == pytest.approx(float((after - before)[counted].mean()), abs=1e-6)
     assert m['lm_loss_spliced'] - m['lm_loss_clean'] == pytest.approx(m['delta_lm_loss'], abs=1e-9) and m['lm_predictions'] == counted.sum()
     assert m['lm_massive'] == (x.float().square().sum(1) > lim).sum()
-    assert m['delta_with_massive'] == pytest.approx(ev.delta(sae, scaler)[0]['delta_lm_loss'], abs=1e-7) != m['delta_lm_loss']
+    assert m['delta_with_massive'] == pytest.approx(ev.delta(raw(sae, scaler))[0]['delta_lm_loss'], abs=1e-7) != m['delta_lm_loss']
     for i, d in enumerate(a['lm_docs']):
         here = counted & (t.doc[:, :-1] == d)
         assert a['lm_tokens'][i] == here.sum() and a['lm_delta'][i] == pytest.approx(float((after - before)[here].sum()), abs=1e-5)
@@ -150,7 +150,7 @@ def test_clean_loss_is_the_models_own(gemma2):
     t = rows(gemma2); ev = LMEval(gemma2, t, 'resid.1', 200)
     with torch.no_grad(): logits = gemma2.model(input_ids=t.ids).logits.float()
     ce = F.cross_entropy(logits[:, :-1].transpose(1, 2), t.ids[:, 1:], reduction='none')
-    assert ev.delta(keep(1.), Scaler(torch.zeros(32), 1.))[0]['lm_loss_clean'] == pytest.approx(float(ce[t.mask[:, :-1] & t.mask[:, 1:]].mean()), abs=1e-5)
+    assert ev.delta(raw(keep(1.), Scaler(torch.zeros(32), 1.)))[0]['lm_loss_clean'] == pytest.approx(float(ce[t.mask[:, :-1] & t.mask[:, 1:]].mean()), abs=1e-5)
 
 def test_specials_in_the_middle_are_neither_spliced_nor_averaged(gemma2):
     t = rows(gemma2); ids, mask = t.ids.clone(), t.mask.clone()
@@ -159,9 +159,9 @@ def test_specials_in_the_middle_are_neither_spliced_nor_averaged(gemma2):
     ev = LMEval(gemma2, t, 'resid.1', int(mask.sum()))
     assert not ev.counts[:, 8].any() and not ev.counts[:, 9].any() and not ev.counts[:, 0].any()
     v = torch.randn(len(ids), ids.shape[1], 32)
-    out = splice_fn(keep(0.), Scaler(torch.zeros(32), 1.), mask)(v)
+    out = splice_fn(raw(keep(0.), Scaler(torch.zeros(32), 1.)), mask)(v)
     assert (out[mask] == 0).all() and torch.equal(out[~mask], v[~mask])
-    m, _ = ev.delta(keep(0.), Scaler(torch.zeros(32), 1.), lambda v: torch.ones(v.shape[:-1]).bool())
+    m, _ = ev.delta(raw(keep(0.), Scaler(torch.zeros(32), 1.)), lambda v: torch.ones(v.shape[:-1]).bool())
     assert m['lm_massive'] == mask.sum() and m['delta_lm_loss'] == 0    # all massive: nothing spliced, specials not counted
 
 def test_what_is_run_again(gemma2, monkeypatch):
@@ -171,11 +171,11 @@ def test_what_is_run_again(gemma2, monkeypatch):
     monkeypatch.setattr(E, 'token_losses', lambda lm, ids, h, **k: asked.append(ids.numel()//2) or losses(lm, ids, h, **k))
     try:
         ev = LMEval(gemma2, t, 'resid.1', 200, batch_rows=100); calls.clear(); asked.clear()
-        ev.delta(keep(.5), Scaler(torch.zeros(32), 1.))
+        ev.delta(raw(keep(.5), Scaler(torch.zeros(32), 1.)))
         assert calls == [2, 3] and asked == [int(ev.counts.sum())]
         calls.clear(); asked.clear()
         big = ev.half.hidden[2, 5]; rule = lambda v: (v == big).all(-1)      # exactly one massive token, in row 2
-        m, _ = ev.delta(keep(.5), Scaler(torch.zeros(32), 1.), rule, with_massive=True)
+        m, _ = ev.delta(raw(keep(.5), Scaler(torch.zeros(32), 1.)), rule, with_massive=True)
         assert m['lm_massive'] == 1 and calls == [2, 3, 2, 3] and asked[1] == int(ev.counts[2].sum())
     finally:
         for h in hooks: h.remove()
@@ -211,7 +211,7 @@ def test_full_metrics_against_the_models_own_forward(lm, site):
     x = capture(lm, t.ids, site)[parse_site(site)][t.mask]
     scaler, sae = Scaler.fit(x), random_sae(x.shape[1])
     lim = x.square().sum(1).quantile(.9); rule = lambda v: v.square().sum(-1) > lim
-    m, a = ev.delta(sae, scaler, rule, full=True)
+    m, a = ev.delta(raw(sae, scaler), rule, full=True)
     with torch.no_grad():
         clean = by_hooks(lm, t.ids, site).log_softmax(-1)
         q, zero, mean = (by_hooks(lm, t.ids, site, f).log_softmax(-1) for f in (slow_splice(sae, scaler, t.mask, rule), slow_splice(SimpleNamespace(encode=lambda v: v, decode=lambda f: 0*f - scaler.mean.double()/scaler.scale), scaler, t.mask, rule), slow_splice(keep(0.), scaler, t.mask, rule)))
@@ -229,7 +229,7 @@ def test_attribution_against_differences_in_float64(lm, site):
     x = capture(lm, t.ids, site)[parse_site(site)]
     scaler, sae = Scaler.fit(x[t.mask]), random_sae(x.shape[-1])
     at, pos = torch.tensor([2, 0]), torch.tensor([4, 11])
-    y = attribution(ev, sae, scaler, at, pos)
+    y = attribution(ev, raw(sae, scaler), at, pos)
     for i, (r, p) in enumerate(zip(at.tolist(), pos.tolist())):
         f = sae.encode(((x[r, p] - scaler.mean)/scaler.scale).double())
         def L(f):
@@ -260,47 +260,135 @@ def test_positions_are_spread_and_wanted():
     assert len(flat.unique(dim=0)) == len(flat) == 5*29
     assert [float(p.float().mean()) for _, p in got] == pytest.approx([5, 15, 25, 34, 44], abs=3)
 
-# --- a saved SAE
+# --- half precision
 
-def saved(folder, arch='topk', d_in=32, scaler=True, **meta):
-    save_sae(folder, make_sae(SAEConfig(arch, d_in=d_in, d_sae=48, **(dict(k=4) if 'topk' in arch else {}))), Scaler(torch.ones(d_in), 9.) if scaler else None, dict(site='resid.1', model='tiny-llama', corpus='generated') | meta)
-    return folder
-SMALL = dict(n_test=600, n_lm=150, n_fit=300, seq_len=32, say=lambda t: None)
+@pytest.mark.parametrize('arch', ['topk', 'jumprelu', 'relu', 'gated', 'batchtopk'])
+def test_half_precision_judges_and_splices(gemma2, arch):
+    "An SAE in any float type is judged, spliced and attributed; its numbers are those of the same weights in float32, but for rounding"
+    t = rows(gemma2); ev = LMEval(gemma2, t, 'resid.1', 200)
+    x, doc = captured(gemma2, t, parse_site('resid.1'))
+    sae = make_sae(SAEConfig(arch, 32, 64, **(dict(k=8) if 'topk' in arch else {})), seed=1).finish(Scaler.fit(x))
+    m0, d0 = evaluate_activations(sae, x, doc)[0], ev.delta(sae, full=True)[0]
+    for dtype, near in ((torch.float64, 1e-4), (torch.float16, .02), (torch.bfloat16, .15)):
+        half = copy.deepcopy(sae).to(dtype)
+        m, a = evaluate_activations(half, x, doc); d = ev.delta(half, full=True)[0]
+        assert half.W_enc.dtype == dtype and [m[k] for k in ('fvu', 'l0')] == pytest.approx([m0[k] for k in ('fvu', 'l0')], rel=near)
+        assert d['delta_lm_loss'] == pytest.approx(d0['delta_lm_loss'], abs=near) and d['effective_l0'] == pytest.approx(d0['effective_l0'], rel=2*near)
+        assert sum(a['l0'])/sum(a['tokens']) == m['l0'] == float((half.encode(x) != 0).sum())/len(x)    # counted, never rounded
+        out = splice_fn(half, t.mask)(torch.zeros(*t.mask.shape, 32)); assert out.dtype == torch.float32
+
+def test_half_precision_has_no_number_for_a_massive_token():
+    g = torch.Generator().manual_seed(0); x = torch.randn(200, 16, generator=g); x[7] = 6e4
+    rule = lambda v: v.float().square().sum(-1) > 1e6
+    sae = make_sae(SAEConfig('topk', 16, 32, k=4)).finish(Scaler.fit(x[:7])).to(torch.float16)
+    m, _ = evaluate_activations(sae, x, torch.zeros(200).long(), rule)
+    assert m['fvu_with_massive'] is None and m['fvu'] < 2 and m['n_massive'] == 1
+    with pytest.raises(UserError, match='sae.float()'): evaluate_activations(sae, x, torch.zeros(200).long())
+
+# --- an SAE and its activations
+
+class Acts:
+    "Activations by hand, with the identity that real ones have"
+    def __init__(self, model='tiny-llama', site='resid.1', seq_len=32, sha='1', n=600, **more):
+        self.lm, self.site, self.seq_len = load_lm(model), parse_site(site), seq_len
+        self.tokens = dict(test=pack(split_documents(load_corpus('generated'))['test'], self.lm.tokenizer, seq_len, n))
+        self.x, self.doc = captured(self.lm, self.tokens['test'], self.site)
+        self.rule = fit_massive(self.x); self.mean = self.x[~self.rule(self.x)].mean(0); self.d_in = self.x.shape[1]
+        self.said = dict(model=dict(name=model, dtype='float32'), site=site, corpus=dict(name='generated', sha256=sha), seq_len=seq_len, massive=20.) | more
+    def identity(self): return copy.deepcopy(self.said)
+    def part(self, name): assert name == 'test'; return dict(x=self.x, doc=self.doc)
+
+def trained(acts, arch='topk', **ours):
+    scaler = Scaler.fit(acts.x)
+    sae = make_sae(SAEConfig(arch, acts.d_in, 48, **(dict(k=4) if 'topk' in arch else {})))
+    return sae.finish(scaler, dict(jumprelu_sae=dict(data=acts.identity(), massive=dict(factor=20., median=acts.rule.median)) | ours))
+
+@pytest.fixture(scope='module')
+def acts(): return Acts()
 
 @pytest.mark.parametrize('arch', ['topk', 'jumprelu', 'gated'])
-def test_evaluate_saved(tmp_path, arch):
-    lines = []
-    r = evaluate_saved(saved(tmp_path/'a', arch), **SMALL | dict(say=lines.append))
-    again = evaluate_saved(tmp_path/'a', **SMALL, out=tmp_path/'out')
-    assert r.metrics == again.metrics == Result.load(tmp_path/'out'/'evaluation.json').metrics and r.config['same_model']
-    assert r.metrics['n_tokens'] + r.metrics['n_massive'] == 600 and r.config['arch'] == arch
-    assert r.config['tokens_sha256'] == pack(split_documents(load_corpus('generated'))['test'], ByteTokenizer(), 32, 600).sha   # the test side, as others see it
-    assert (tmp_path/'out'/'evaluation.png').read_bytes()[:4] == b'\x89PNG' and lines[0] == evaluation_table(r) and f"{r.metrics['kl']:.4g}" in lines[0]
+def test_evaluate(acts, arch, tmp_path):
+    r = evaluate(trained(acts, arch), acts, n_lm=150)
+    assert isinstance(r, Evaluation) and str(r) == evaluation_table(r) and f"{r.metrics['kl']:.4g}" in str(r)
+    assert r.metrics['n_tokens'] + r.metrics['n_massive'] == 600 == r.config['n_test'] and r.config['elsewhere'] == [] == r.config['run_otherwise']
+    assert (r.config['arch'], r.config['seed'], r.config['site']) == (arch, 0, 'resid.1') and r.name.startswith(f'{arch}-')
+    r.save(tmp_path/'e.json'); again = Evaluation.load(tmp_path/'e.json')
+    assert again == r and str(again) == str(r)
+    alone = evaluate(trained(acts, arch), acts, n_lm=0)
+    assert 'kl' not in alone.metrics and alone.metrics['fvu'] == r.metrics['fvu'] and 'predictions' not in str(alone)
 
-def test_evaluate_saved_elsewhere(tmp_path):
-    "Another model and text than the folder's; text of one's own"
-    f = saved(tmp_path/'a')
-    (tmp_path/'t.jsonl').write_text('\n'.join(json.dumps(dict(text=f'Number {i}. ' + 'Some words about nothing. '*i)) for i in range(40)))
-    r = evaluate_saved(f, model='tiny-gemma2', site='mlp.2', corpus=tmp_path/'t.jsonl', **SMALL)
-    assert (r.config['site'], r.config['model']['name'], r.config['same_model']) == ('mlp.2', 'tiny-gemma2', False)
-    with pytest.raises(UserError, match='n_test='): evaluate_saved(f, corpus=tmp_path/'t.jsonl', **SMALL | dict(n_test=10**6))
+def test_the_saes_own_rule_and_mean_are_used(acts):
+    "Not those that the activations carry: the rule ignored, and the mean of the held-out side, were once mistakes that no test saw"
+    sae = trained(acts)
+    r = evaluate(sae, acts, n_lm=0)
+    strict = trained(acts, massive=dict(factor=1., median=acts.rule.median))
+    assert evaluate(strict, acts, n_lm=0).metrics['n_massive'] > 200 > r.metrics['n_massive'] and strict.metadata['jumprelu_sae']['massive']['factor'] == 1.
+    mu = torch.full((acts.d_in,), 2.); moved = trained(acts, mean=mu.tolist())
+    got = evaluate(moved, acts, n_lm=150)
+    x = acts.x[~acts.rule(acts.x)]
+    with torch.no_grad(): back = sae.decode(sae.encode(x))
+    assert got.metrics['fvu'] == pytest.approx(float((x - back).double().square().sum()/(x - mu).double().square().sum()), rel=1e-6) != r.metrics['fvu']
+    ablated = LMEval(acts.lm, acts.tokens['test'], acts.site, 150).delta(ConstantReconstruction(mu), MassiveRule(20., acts.rule.median))[0]
+    assert got.metrics['delta_mean_ablation'] == pytest.approx(ablated['delta_lm_loss'], abs=1e-9)
+    mute = trained(acts, mean=[0.]*acts.d_in, massive=None)             # says neither: the activations are asked
+    asked = evaluate(mute, acts, n_lm=0).metrics
+    assert asked['n_massive'] == int(acts.rule(acts.x).sum()) and asked['fvu'] == pytest.approx(float((x - back).double().square().sum()/(x - acts.mean).double().square().sum()), rel=1e-6)
 
-def test_a_scaler_that_does_not_centre_takes_the_training_mean(tmp_path):
-    f = saved(tmp_path/'a')
-    save_sae(f, make_sae(SAEConfig('topk', d_in=32, d_sae=48, k=4)), Scaler(torch.zeros(32), 9.), dict(site='resid.1', model='tiny-llama', corpus='generated'))
-    sae = saved(tmp_path/'b', scaler=False)
-    for folder in (f, sae): assert evaluate_saved(folder, **SMALL).metrics['fvu'] > 0
+OTHERS = [(dict(site='resid.2'), 'site: "resid.2" here, "resid.1" in training'), (dict(seq_len=16), 'seq_len: 16 here, 32 in training'),
+    (dict(sha='2'), 'corpus.sha256'), (dict(model='tiny-gemma2'), 'model.name: "tiny-gemma2" here'), (dict(massive=5.), 'massive: 5.0 here'), (dict(split='half'), 'split: "half" here, nothing in training')]
 
-@pytest.mark.parametrize('text,says', [('[]', 'another format'), ('{', 'not readable'), ('{"format": 1}', 'not a folder'), ('{"format": 1, "config": {"arch": "x", "d_in": 1, "d_sae": 1}, "sha256": ""}', 'altered')])
-def test_odd_folders(tmp_path, text, says):
-    f = saved(tmp_path/'a'); (f/'sae.json').write_text(text)
-    with pytest.raises(UserError, match=says) as e: evaluate_saved(f, **SMALL)
-    assert '\n' not in str(e.value)
+@pytest.mark.parametrize('kw, says', OTHERS)
+def test_elsewhere_is_refused_or_said(acts, kw, says, caplog):
+    "The situation of faults/evaluate_elsewhere: another model, site, text or row length of the same width"
+    sae, other = trained(acts), Acts(**kw)
+    lm, other.lm = other.lm, None                                        # whoever uses it before refusing fails
+    with pytest.raises(UserError, match='elsewhere=True') as e: evaluate(sae, other, n_lm=100)
+    assert says in str(e.value) and '\n' not in str(e.value)
+    other.lm = lm
+    with caplog.at_level(logging.WARNING, 'jumprelu_sae'): r = evaluate(sae, other, n_lm=100, full=False, elsewhere=True)
+    assert len(r.config['elsewhere']) == 1 and says in r.config['elsewhere'][0] and says in caplog.text and says in str(r)
+    assert evaluate(sae, acts, n_lm=100, full=False).config['elsewhere'] == []
 
-def test_wrong_width(tmp_path):
-    with pytest.raises(UserError, match='width 48, and resid.1 of tiny-llama has 32'): evaluate_saved(saved(tmp_path/'a', d_in=48), **SMALL)
-    with pytest.raises(UserError, match='says|say'): evaluate_saved(saved(tmp_path/'b', site=None), **SMALL)
-    with pytest.raises(UserError, match='no SAE'): evaluate_saved(tmp_path/'none', **SMALL)
+def test_how_the_model_runs_is_recorded_not_refused(acts):
+    said = acts.identity(); sae = trained(acts)
+    near = Acts(model='tiny-llama'); near.said = said | dict(model=said['model'] | dict(dtype='bfloat16', source='/another/folder'), corpus=dict(name='mine', sha256='1'), n_train=7)
+    r = evaluate(sae, near, n_lm=0)
+    assert r.config['elsewhere'] == [] and r.config['run_otherwise'] == ['model.dtype: "bfloat16" here, "float32" in training']
+
+def test_refused_before_any_work(acts):
+    sae, none = trained(acts), Acts(); none.lm = none.part = None
+    for n, says in ((601, 'n_lm=601, and 600 tokens are held out'), (2.5, 'whole number'), (-1, 'whole number'), (True, 'whole number')):
+        with pytest.raises(UserError, match=says): evaluate(sae, none, n_lm=n)
+    with pytest.raises(UserError, match='call finish'): evaluate(make_sae(SAEConfig('topk', 32, 48, k=4)), none, n_lm=10)
+    with pytest.raises(UserError, match='width 16, and resid.1 has 32'): evaluate(make_sae(SAEConfig('topk', 16, 48, k=4)).finish(), none, n_lm=10, elsewhere=True)
+    stranger = make_sae(SAEConfig('topk', 32, 48, k=4)).finish()
+    with pytest.raises(UserError, match='does not say on what it was trained'): evaluate(stranger, none, n_lm=10)
+    assert evaluate(stranger, acts, n_lm=0, elsewhere=True).config['elsewhere'] == ['the SAE does not say on what it was trained']
+
+def test_many_saes_share_what_they_have_in_common(acts):
+    judge, calls = Evaluator(acts, 150), []
+    one, two = trained(acts), trained(acts, 'jumprelu')
+    evaluate(one, judge)
+    hooks = [l.register_forward_hook(lambda m, i, o, n=n: calls.append(n)) for n, l in enumerate(acts.lm.layers)]
+    try: r = evaluate(two, judge)
+    finally:
+        for h in hooks: h.remove()
+    assert 0 not in calls and 1 not in calls and len(judge.lm_eval.ablated) == 2      # equal rules are one rule
+    assert r.metrics == evaluate(two, acts, n_lm=150).metrics
+
+def test_a_registered_metric_and_architecture_are_in_the_table(acts):
+    try:
+        register('mine', label='Mine', color='#D55E00', marker='P', setting='k')(type('MineSAE', (TopKSAE,), {}))
+        register_metric(Metric('mse', 'squared error (per token)', 'sse', 'tokens', log=True, direction=-1))
+        sae = make_sae(SAEConfig('mine', 32, 48, k=4)).finish(Scaler.fit(acts.x), dict(jumprelu_sae=dict(data=acts.identity())))
+        r = evaluate(sae, acts, n_lm=0)
+        assert (r.config['arch'], r.config['target']) == ('mine', 4)
+        line = next(l for l in str(r).splitlines() if l.startswith('squared error'))
+        assert f"{sum(r.arrays['sse'])/sum(r.arrays['tokens']):.4g}" in line and ' to ' in line
+        from jumprelu_sae.frontier import frontier_table
+        assert frontier_table([r])[0]['name'] == r.name
+        fig = E.evaluation_figure(r); assert fig.axes[1].lines[0].get_color() == '#D55E00'
+    finally: ARCHITECTURES.pop('mine', None); METRICS.pop('mse', None)
 
 def test_memory_is_known_beforehand(gemma2):
     t = rows(gemma2)
@@ -316,7 +404,7 @@ def test_bad_lm_input(gemma2):
     with pytest.raises(UserError, match='layers 0 to 3'): LMEval(gemma2, t, 'resid.4', 50)
     lone = Tokens(t.ids[:, :2], t.mask[:, :2], t.doc[:, :2], t.doc_ids)
     with pytest.raises(UserError, match='rows longer'): LMEval(gemma2, lone, 'resid.1', 2)
-    with pytest.raises(UserError, match='no finite loss'): LMEval(gemma2, t, 'resid.1', 50).delta(keep(float('inf')), Scaler(torch.ones(32), 1.))
+    with pytest.raises(UserError, match='no finite loss'): LMEval(gemma2, t, 'resid.1', 50).delta(raw(keep(float('inf')), Scaler(torch.ones(32), 1.)))
 
 def test_rows_are_spread_and_few():
     g = torch.Generator().manual_seed(0); mask = torch.rand(57, 20, generator=g) < .7; total = int(mask.sum())
