@@ -7,7 +7,7 @@ from jumprelu_sae.core import ActivationStream, TensorStream, UserError
 from jumprelu_sae.harvest import MassiveRule, harvest, prepare
 from jumprelu_sae.lm import Site, capture, load_lm
 from jumprelu_sae.sae import SAEConfig, make_sae
-from jumprelu_sae.stream import Ahead, Buckets, LMStream, StoreStream, TableRows, fit_stream, memory, model_lock, order
+from jumprelu_sae.stream import Ahead, Buckets, LMStream, StoreStream, TableRows, fit_stream, memory, model_lock, permutation
 from jumprelu_sae.text import ByteTokenizer, TokenRows, generated_corpus, pack
 from jumprelu_sae.train import TrainConfig, Trainer, train_saes
 
@@ -29,7 +29,7 @@ def store(tmp_path_factory): return harvest(lm, tokens, site, tmp_path_factory.m
 def dealt(x, batch, bucket, seed=0):
     "The oracle: everything in memory"
     out = []
-    for k, part in enumerate(x.split(bucket//batch*batch)): out += part[order(len(part), seed, 'bucket', k)].split(batch)
+    for k, part in enumerate(x.split(bucket//batch*batch)): out += part[permutation(len(part), seed, 'bucket', k)].split(batch)
     return [o for o in out if len(o) == batch]
 
 class Blocks:
@@ -198,7 +198,7 @@ def test_store_is_read_shard_by_shard(store, monkeypatch):
 
 def test_another_store_is_refused(store, tmp_path):
     other = harvest(lm, tokens[:20], site, tmp_path, 4, 5, progress=False)
-    with pytest.raises(UserError, match='other store'): StoreStream(other, 16, 64).load_state_dict(StoreStream(store, 16, 64).state_dict())
+    with pytest.raises(UserError, match='store: '): StoreStream(other, 16, 64).load_state_dict(StoreStream(store, 16, 64).state_dict())
 
 def trained(stream, folder=None, stop_at=None, n=40):
     sae = make_sae(SAEConfig('jumprelu', 32, 64, coef=1e-3, bandwidth=.05, theta_init=.05), 0)
