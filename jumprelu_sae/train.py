@@ -69,11 +69,13 @@ class TrainConfig:
 
     def check_warmups(self) -> None:
         "UserError, with the numbers, for a warm-up that does not end within the run"
-        for name in ('lr_warmup', 'sparsity_warmup', 'start'):
-            n = self.steps(getattr(self, name))
-            if n > self.n_steps or name == 'start' and n == self.n_steps:
-                raise UserError(f'{name} lasts {n:,.0f} steps and the run has {self.n_steps:,} ({self.n_tokens:,} tokens in batches of {self.batch:,}): '
-                    f'ask for more than {math.ceil(n)*self.batch:,} tokens, or give a fraction of the run, such as {name}=0.1')
+        lasts = {name: self.steps(getattr(self, name)) for name in ('lr_warmup', 'sparsity_warmup', 'start')}
+        too_long = [name for name, n in lasts.items() if n > self.n_steps or name == 'start' and n == self.n_steps]
+        if too_long:
+            longest = max(too_long, key=lasts.get)
+            n = lasts[longest]
+            raise UserError(f'{longest} lasts {n:,.0f} steps and the run has {self.n_steps:,} ({self.n_tokens:,} tokens in batches of {self.batch:,}): '
+                f'ask for at least {math.ceil(n)*self.batch:,} tokens, or give a fraction of the run, such as {longest}=0.1')
 
     @property
     def n_steps(self) -> int: return self.n_tokens // self.batch
