@@ -136,9 +136,10 @@ class Training:
 
 def load(a):
     "Model, packed rows and site; the rows are enough for all rounds or begin again"
-    from jumprelu_sae.lm import load_lm, parse_site
+    from jumprelu_sae.lm import load_lm
+    from jumprelu_sae.sites import parse_site
     from jumprelu_sae.text import load_corpus, pack
-    lm = load_lm(a.model, a.device, a.dtype, **(dict(random_weights=True) if a.random_weights else {}))
+    lm = load_lm(a.model, device=a.device, dtype=a.dtype, random_weights=bool(a.random_weights))
     docs = load_corpus(a.corpus)
     if a.corpus == 'generated': docs = load_corpus('generated', n_docs=1 + a.round_rows*a.seq_len*(a.rounds+2)//1500)
     t = pack(docs, lm.tokenizer, a.seq_len)
@@ -186,7 +187,7 @@ def main(a) -> None:
         print(ours.stream.memory.said, flush=True)
         peer = start_peer(a, lm, tokens, site, tmp)
         if peer:
-            from jumprelu_sae.lm import capture
+            from jumprelu_sae.sites import capture
             norm = float(capture(lm, tokens.ids[:4], site)[site][:, 1:].float().square().sum(-1).mean())
             assert abs(norm/peer.facts['norm'] - 1) < .02, f"not the same activations: mean squared norm {norm} here, {peer.facts['norm']} there"
         contenders = {'bare forward': ours.bare, 'harvest to disk': ours.disk, 'LMStream': ours.deal}

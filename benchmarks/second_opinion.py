@@ -101,7 +101,8 @@ def ours(a, task: Path) -> tuple[dict, dict, dict]:
     from jumprelu_sae.core import sha256
     from jumprelu_sae.evaluate import LMEval, evaluate_activations, held_out, open_saved
     from jumprelu_sae.harvest import fit_massive
-    from jumprelu_sae.lm import load_lm, parse_site
+    from jumprelu_sae.lm import load_lm
+    from jumprelu_sae.sites import parse_site
     from jumprelu_sae.text import load_corpus, pack, special_ids, split_documents
     torch.set_num_threads(1)
     for n in ('sae.json', 'sae.safetensors'):                             # one copy for all: a run may write the folder again meanwhile

@@ -37,7 +37,7 @@ def peer(folder: Path) -> None:
 def transformer_lens_rows(python: str, lm, ids) -> tuple[list[dict], dict]:
     "Our Gemma 2's sites against TransformerLens's: rows like those of `site_table`, and the versions on the other side"
     from jumprelu_sae.core import save_tensors
-    from jumprelu_sae.lm import KINDS, Site, capture
+    from jumprelu_sae.sites import KINDS, Site, capture
     from safetensors import safe_open
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
@@ -57,7 +57,8 @@ def transformer_lens_rows(python: str, lm, ids) -> tuple[list[dict], dict]:
 
 def main(a) -> None:
     from jumprelu_sae.core import run_env, write_json
-    from jumprelu_sae.lm import ATTENTION, load_lm, site_table
+    from jumprelu_sae.lm import load_lm
+    from jumprelu_sae.sites import site_table
     from jumprelu_sae.text import ByteTokenizer, generated_corpus, pack
     torch.set_num_threads(1)
     python = a.peer_python
@@ -66,7 +67,7 @@ def main(a) -> None:
         python = python_of('SAELens', a.pip_args)
     t = pack(generated_corpus(), ByteTokenizer(), a.seq_len, a.rows*(a.seq_len-1))  # full rows: TransformerLens is told of no padding
     rows, versions = [], {}
-    for family in ATTENTION:
+    for family in ('gemma2', 'gemma3', 'llama'):
         lm = load_lm(f'tiny-{family}')
         rows += site_table(lm, t.ids)
         if family == 'gemma2': more, versions = transformer_lens_rows(python, lm, t.ids); rows += more

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .core import ActivationStream, UserError
 from .harvest import ActivationStore, harvest
-from .lm import LM, Site
+from .lm import LM
+from .sites import Site
 from .sae import SAE, BatchTopKSAE, JumpReLUSAE
 from .sparse import SparseDecode, SparsePre, Support, find_topk, gate_on, sparse_loss
 from .text import Document, Tokens, pack, worker_of

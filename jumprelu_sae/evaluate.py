@@ -23,7 +23,8 @@ from torch import Tensor
 from .core import Result, UserError, check_device, differences, is_whole, make_folder, run_env, writing
 from .harvest import MassiveRule
 from .intervals import METRICS, bootstrap_ratio, metric_interval
-from .lm import LM, Site, capture, layer_inputs, parse_site, run_from, site_dim, token_losses
+from .lm import LM
+from .sites import Site, capture, layer_inputs, parse_site, run_from, site_dim, token_losses
 from .sae import load_sae, look
 from .text import Tokens
 

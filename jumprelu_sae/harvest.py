@@ -17,7 +17,8 @@ from torch import Tensor
 from .core import (Scaler, UserError, differences, fingerprint, is_number, is_whole, load_tensors, make_folder,
     read_json, save_tensors, sha256, write_json)
 from .text import Tokens, special_ids
-from .lm import LM, Site, capture, parse_site, site_dim
+from .lm import LM
+from .sites import Site, capture, parse_site, site_dim
 
 log = logging.getLogger('jumprelu_sae')
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from .core import Scaler, UserError, check_state, fingerprint, is_whole, load_tensors
 from .text import Tokens
-from .lm import LM, Site, capture, parse_site, site_dim
+from .lm import LM
+from .sites import Site, capture, parse_site, site_dim
 from .harvest import ActivationStore, MassiveRule, model_identity, prepare
 
 # %% ../nbs/14_stream.ipynb #5c96c932

@@ -11,7 +11,8 @@ from jumprelu_sae.evaluate import (ConstantReconstruction, Evaluation, Evaluator
     evaluate_saved, evaluation_table, kl_divergence, splice_fn, spread_positions, spread_rows, training_mean)
 from jumprelu_sae.harvest import MassiveRule, fit_massive
 from jumprelu_sae.intervals import METRICS, Metric, bootstrap_ratio, register_metric, resample
-from jumprelu_sae.lm import capture, load_lm, parse_site, site_module, splice, token_losses
+from jumprelu_sae.lm import load_lm
+from jumprelu_sae.sites import capture, parse_site, site_module, splice, token_losses
 from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, TopKSAE, make_sae, register
 from jumprelu_sae.text import ByteTokenizer, Tokens, generated_corpus, load_corpus, pack, split_documents
 

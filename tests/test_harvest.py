@@ -6,7 +6,8 @@ from safetensors import SafetensorError
 from jumprelu_sae import core, harvest as H
 from jumprelu_sae.core import UserError
 from jumprelu_sae.harvest import ActivationStore, fit_massive, harvest, prepare, store_bytes, tokenizer_hash
-from jumprelu_sae.lm import Site, capture, load_lm
+from jumprelu_sae.lm import load_lm
+from jumprelu_sae.sites import Site, capture
 from jumprelu_sae.text import ByteTokenizer, Document, generated_corpus, pack
 
 def written(f): return f.stat().st_ino, f.stat().st_mtime_ns  # the clock of a file system may stand still for milliseconds

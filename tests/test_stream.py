@@ -5,7 +5,8 @@ import pytest, torch
 from jumprelu_sae import stream as S
 from jumprelu_sae.core import ActivationStream, TensorStream, UserError
 from jumprelu_sae.harvest import MassiveRule, harvest, prepare
-from jumprelu_sae.lm import Site, capture, load_lm
+from jumprelu_sae.lm import load_lm
+from jumprelu_sae.sites import Site, capture
 from jumprelu_sae.sae import SAEConfig, make_sae
 from jumprelu_sae.stream import Ahead, Buckets, LMStream, StoreStream, TableRows, fit_stream, memory, model_lock, permutation
 from jumprelu_sae.text import ByteTokenizer, TokenRows, generated_corpus, pack
@@ -261,7 +262,7 @@ def test_memory_is_what_is_held():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 def test_on_a_gpu():
     "With a CUDA stream of its own and buckets on either side: the batches of no prefetch, and a resume"
-    m = load_lm('tiny-gemma3', 'cuda', 'bfloat16')
+    m = load_lm('tiny-gemma3', device='cuda', dtype='bfloat16')
     make = lambda prefetch, where: LMStream(m, TableRows(tokens, 3), [site, 'attn.1'], 16, 64, prefetch=prefetch, store_device=where)
     want = [next(s) for s in [make(False, 'cuda')] for _ in range(40)]
     for where in ('cuda', None):

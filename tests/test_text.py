@@ -1,8 +1,10 @@
 "Text: what is too dense for the lesson in nbs/10_text.ipynb"
-import json, random, subprocess, sys
+import json, os, random, subprocess, sys
 import pytest, torch
 from jumprelu_sae.core import UserError
-from jumprelu_sae.text import ByteTokenizer, Document, TokenRows, Tokens, generated_corpus, hub_corpus, iter_corpus, load_corpus, pack, pin_corpus, side_of, split_documents, worker_of
+from jumprelu_sae import text as T
+from jumprelu_sae.text import ByteTokenizer, Document, TokenRows, Tokens, corpus_identity, generated_corpus, hub_corpus, iter_corpus
+from jumprelu_sae.text import load_corpus, pack, pin_corpus, side_of, split_documents, worker_of
 
 tok = ByteTokenizer()
 
@@ -59,7 +61,7 @@ def table(path, **columns):
     parquet.write_table(Table.from_pydict(columns), path)
 
 @pytest.mark.parametrize('make,match', [
-    (lambda p: load_corpus(p), 'holds no .txt, .jsonl, .parquet file'),
+    (lambda p: load_corpus(p), 'holds no .txt, .jsonl, .ndjson, .parquet file'),
     (lambda p: load_corpus(p/'none.txt'), 'no such corpus'),
     (lambda p: ((p/'x.txt').write_bytes(b'\xff\xfe\x00'), load_corpus(p/'x.txt')), 'not UTF-8'),
     (lambda p: ((p/'x.jsonl').write_text('[1]'), load_corpus(p)), 'line 1'),
@@ -182,9 +184,10 @@ def test_passes_repeat_and_a_share_without_documents_is_told():
 def test_a_state_under_other_rules_is_refused():
     docs = generated_corpus(4)
     state = TokenRows(docs, tok, 16).state_dict()
-    class Other(ByteTokenizer): name_or_path = 'other'
+    class Other(ByteTokenizer):
+        def encode(self, text, add_special_tokens=False): return super().encode(text.swapcase())
     for t, k in ((tok, dict(seq_len=17)), (tok, dict(part='val')), (tok, dict(val=.2)), (tok, dict(test=.2)), (tok, dict(salt='x')), (tok, dict(worker=(1, 2))), (tok, dict(repeat=False)), (Other(), {})):
-        with pytest.raises(UserError, match='resume with the settings'): TokenRows(docs, t, **(dict(seq_len=16) | k)).load_state_dict(state)
+        with pytest.raises(UserError, match='another stream'): TokenRows(docs, t, **(dict(seq_len=16) | k)).load_state_dict(state)
     TokenRows(docs, tok, 16, rows=3).load_state_dict(state)
 
 def test_embedded_corpus():
