@@ -312,9 +312,10 @@ class ModelSource:
         return without_massive(got, self.rules)
 
     def identity(self) -> dict:
-        "The model, the rows, the sites, and above which squared norm a token is left out"
+        "The model, the rows and how many go through it at a time, the sites, and what is massive there"
+        rows = source_identity(self.rows) | dict(rows=getattr(self.rows, 'rows', None))
         sites = [str(o) for o in self.sites]
-        return dict(model=model_identity(self.lm), rows=source_identity(self.rows), sites=sites, massive_above=self.limits)
+        return dict(model=model_identity(self.lm), rows=rows, sites=sites, massive_above=self.limits)
 
     def state_dict(self) -> dict: return self.rows.state_dict()
     def load_state_dict(self, state: dict) -> None: self.rows.load_state_dict(state)
