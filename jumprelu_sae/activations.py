@@ -17,7 +17,8 @@ from torch import Tensor
 from jumprelu_sae.core import (Scaler, Settings, TensorStream, UserError, cache_dir, differences, fingerprint, is_whole,
     make_folder)
 from .text import Document, Tokens, load_corpus, pack, split_documents
-from .lm import LM, Site, capture, load_lm, parse_site, site_dim
+from .lm import LM, load_lm
+from .sites import Site, capture, parse_site, site_dim
 from .sae import SAE, load_sae
 from .harvest import (ActivationStore, MassiveRule, _check_space, check_factor, fit_massive, harvest, model_identity,
     prepare, store_bytes)
