@@ -23,9 +23,9 @@ from .activations import activations
 from .core import Settings, UserError, cache_dir, make_folder, read_json, write_json
 from .evaluate import evaluate_saved
 from .lm import load_lm
-from .presets import PRESETS, RECIPES, get_preset
+from .presets import PRESETS, get_preset
 from .probe import probe as probe_preset, probe_lines
-from .recipe import train_sae
+from .recipe import RECIPES, train_sae
 from .reproduction import make_report, reproduce as reproduce_preset
 from .sae import ARCHITECTURES, architecture, read_sae_config
 from .tuning import tune as tune_preset
@@ -80,7 +80,8 @@ def train(
     own = {} if coef is None else dict(coef=coef)
     acts = activations(load_lm(model, device=device, dtype=dtype), corpus, site=site, n_train=tokens, n_test=n_test,
         seq_len=seq_len, settings=settings)
-    sae = train_sae(arch, acts, d_sae=d_sae, l0=l0, recipe=recipe, seed=seed, batch=batch, folder=out/'checkpoint', settings=settings, **own)
+    sae = train_sae(arch, acts, d_sae=d_sae, l0=l0, recipe=recipe, seed=seed,
+        batch=batch, folder=out/'checkpoint', settings=settings, **own)
     sae.save(out)
     shutil.rmtree(out/'checkpoint', ignore_errors=True)
     print(f'written: {out}; next: jumprelu-sae evaluate {out}')

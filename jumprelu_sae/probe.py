@@ -6,7 +6,7 @@
 __all__ = ['GIB', 'layer_flops', 'forward_flops', 'sae_parameters', 'on_paper', 'units_per_second', 'matrix_rate', 'probe',
            'hours_of', 'timed_architecture', 'training_step', 'duration', 'does_not_fit', 'probe_lines']
 
-# %% ../nbs/42_probe.ipynb #aeba298e
+# %% ../nbs/42_probe.ipynb #f646aa6c
 import time
 
 import torch
@@ -14,7 +14,6 @@ import torch
 from .core import device_name
 from .lm import LM, load_lm
 from .presets import Preset
-from .sae import make_sae
 from .sites import capture, forward, parse_site, site_dim, token_losses
 from .sparse import has_sparse_step
 from .text import load_corpus, pack
@@ -146,8 +145,8 @@ def timed_architecture(
     p: Preset, # the run
 ) -> str: # an architecture of its grid
     "Whose step is timed: one that is sparse from the first step to the last, if there is one, else the first"
-    for arch, values in p.grid.items():
-        sae = make_sae(p.sae_config(arch, values[0], d_in=1))
+    for arch in p.grid:
+        sae = p.plan(arch).sae()
         if sae.selection and not hasattr(sae, 'in_selection_phase') and has_sparse_step(sae): return arch
     return next(iter(p.grid))
 
@@ -158,8 +157,9 @@ def training_step(
     device: str = 'cpu', # where
 ): # a function that makes one step on noise and returns how many tokens it saw
     "One training step of an SAE, by the sparse path where the architecture starts sparse"
-    values, cfg = p.grid[arch], p.train_config(arch)
-    sae = make_sae(p.sae_config(arch, values[len(values)//2], d_in)).to(device)
+    values = p.grid[arch]
+    plan = p.plan(arch, values[len(values)//2], d_in=d_in)
+    sae, cfg = plan.sae().to(device), plan.train
     opt, silent = make_adam(sae, cfg), torch.zeros(p.d_sae, dtype=torch.long, device=device)
     x = torch.randn(p.batch, d_in, generator=torch.Generator().manual_seed(0)).to(device)/d_in**.5
     path = 'sparse' if arch == timed_architecture(p) and sae.selection and has_sparse_step(sae) else 'dense'

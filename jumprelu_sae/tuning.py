@@ -6,23 +6,24 @@
 __all__ = ['log', 'TUNE_AT', 'TUNE_TOKENS', 'TUNE_GRID', 'knob_of', 'tune_jobs', 'tuned_result', 'tuning_row', 'rows_to_keep',
            'tune', 'line_through', 'winners', 'repo_root', 'tuning_file']
 
-# %% ../nbs/44_tuning.ipynb #98943d72
+# %% ../nbs/44_tuning.ipynb #f5b2fd44
 import logging, math, shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from .activations import Activations
 from .core import Result, Settings, UserError, make_folder, read_json, run_env, write_json
 from .evaluate import evaluate_activations
-from .experiment import (Job, Stages, as_preset, found_result, get_activations, job_identity, jobs,
-    new_trainer, on_threads, pinned, resumed)
+from .experiment import (Job, Stages, as_preset, found_result, get_activations, job_identity,
+    new_trainer, pinned, resumed)
 from .presets import Preset
+from .recipe import finished, threads
 from .sae import architecture
 from .train import train_saes
 
 log = logging.getLogger('jumprelu_sae')
 
-# %% ../nbs/44_tuning.ipynb #7c7f3480
+# %% ../nbs/44_tuning.ipynb #39765aa9
 TUNE_AT = 32 # the L0 at which architectures are tuned
 TUNE_TOKENS = 249_856 # tokens a tuning run sees at most
 TUNE_GRID = dict(lr=(2e-3, 4e-3, 8e-3), lr_decay=(.2, .5))
@@ -34,11 +35,12 @@ def knob_of(
     "What is tuned of an architecture beside its learning rate; without a knob, its sparsity setting at the L0 of interest"
     tuning = architecture(arch).tuning
     if tuning: return tuning['knob'], tuple(tuning['values'])
-    return p.recipe_of(arch)['setting'], (TUNE_AT,)
+    return p.recipe_of(arch)[arch]['setting'], (TUNE_AT,)
 
 def tune_jobs(
     p: Preset, # of which one run at L0 = 32 an architecture is varied
     only: str|None = None, # one architecture
+    d_in: int = 1, # dimensions of an activation
 ) -> list[Job]: # equally many for each architecture
     "The tuning runs; UserError for an architecture that the preset has not"
     if only is not None: architecture(only)
@@ -46,15 +48,15 @@ def tune_jobs(
     out = []
     for arch in [only] if only else p.grid:
         knob, values = knob_of(p, arch)
-        base = jobs(replace(p, seeds=(0,), grid={arch: (TUNE_AT,)}))[0]
         for lr in TUNE_GRID['lr']:
             for decay in TUNE_GRID['lr_decay']:
-                train = replace(base.train, lr=lr, lr_decay=decay, n_tokens=min(TUNE_TOKENS, p.n_train))
                 for v in values:
-                    out.append(replace(base, name=f'{arch}-lr{lr:g}-decay{decay:g}-{knob}{v:.3g}', sae=base.sae | {knob: v}, train=train))
+                    changes = {knob: v} | dict(lr=lr, lr_decay=decay, n_tokens=min(TUNE_TOKENS, p.n_train))
+                    plan = p.plan(arch, TUNE_AT, d_in=d_in, name=f'{arch}-lr{lr:g}-decay{decay:g}-{knob}{v:.3g}', **changes)
+                    out.append(Job(arch, TUNE_AT, plan))
     return out
 
-# %% ../nbs/44_tuning.ipynb #a6484061
+# %% ../nbs/44_tuning.ipynb #9a48ff23
 def tuned_result(
     job: Job, # one tuning run
     acts: Activations, # what it is trained on, and whose validation part it is judged on
@@ -71,7 +73,7 @@ def tuned_result(
         shutil.rmtree(folder, ignore_errors=True)
         tr = new_trainer([job], acts, settings)
     tr = train_saes(tr, folder, settings.save_every, settings.progress, job.name)
-    m, _ = evaluate_activations(tr.saes[job.name].finish(acts.scaler), val['x'], val['doc'], acts.rule, mean=acts.mean)
+    m, _ = evaluate_activations(finished(tr, job.plan, acts), val['x'], val['doc'], acts.rule, mean=acts.mean)
     config = dict(arch=job.arch, key=identity['key'], sae=identity['config'], train=identity['train'], data=identity['data'],
         seed=job.seed, judged_on=judged)
     r = Result(job.name, config, m, env=run_env(settings.device))
@@ -84,8 +86,8 @@ def tuning_row(
     r: Result, # what came of it
     knob: str, # of `knob_of`
 ) -> dict: # one row of the table
-    t = asdict(job.train)
-    return dict(arch=job.arch, lr=t['lr'], lr_decay=t['lr_decay'], knob=knob, value=job.sae[knob],
+    t = job.plan.train
+    return dict(arch=job.arch, lr=t.lr, lr_decay=t.lr_decay, knob=knob, value=getattr(job.plan.cfg, knob),
         **{k: r.metrics[k] for k in ('l0', 'fvu', 'dead')}, key=r.config['key'])
 
 def rows_to_keep(
@@ -107,13 +109,14 @@ def tune(
 ) -> dict: # what is written to tuning.json
     "Equally many runs for each architecture, judged on validation documents; resumable, and added to what is there"
     p = as_preset(preset)
-    todo, out = tune_jobs(p, only), make_folder(settings.out or Path('reports')/f'{p.name}-tuning')
-    with on_threads(settings.threads):
+    tune_jobs(p, only)  # what is misspelt is said before anything is loaded
+    out = make_folder(settings.out or Path('reports')/f'{p.name}-tuning')
+    with threads(settings.threads):
         p = replace(p, corpus=pinned(p.corpus, out))
         acts, settings = get_activations(p, settings, out, Stages(say))
-        keys = {job_identity(j, acts)['key']: j.name for j in tune_jobs(p)}
+        keys = {job_identity(j, acts)['key']: j.name for j in tune_jobs(p, d_in=acts.d_in)}
         rows = {r['key']: r for r in rows_to_keep(out/'tuning.json', keys)}
-        for j in todo:
+        for j in tune_jobs(p, only, acts.d_in):
             r = tuned_result(j, acts, out, settings)
             rows[r.config['key']] = tuning_row(j, r, knob_of(p, j.arch)[0])
             table = dict(format=1, preset=p.name, n_tokens=min(TUNE_TOKENS, p.n_train), at_l0=TUNE_AT,
