@@ -36,6 +36,7 @@ def harvest(
     corpus:str='sotu', # sotu, generated, a text file or folder, or hf:<dataset>
     site:str='resid.9', # where: resid.9, mlp.9, attn.9 …
     tokens:int=249_856, # training activations
+    n_val:int=16_384, # validation activations
     n_test:int=32_768, # held-out activations
     seq_len:int=128, # tokens a row
     out:Path=None, # folder of the activations (default: the cache)
@@ -45,8 +46,8 @@ def harvest(
 ):
     "Take a model's activations on a text to disk; training and evaluation find them there"
     settings = Settings(device=device, dtype=dtype, progress=not quiet)
-    acts = activations(load_lm(model, device=device, dtype=dtype), corpus, site=site, n_train=tokens, n_test=n_test,
-        seq_len=seq_len, folder=out, settings=settings)
+    acts = activations(load_lm(model, device=device, dtype=dtype), corpus, site=site, n_train=tokens, n_val=n_val,
+        n_test=n_test, seq_len=seq_len, folder=out, settings=settings)
     facts = acts.facts()
     print(f"{facts['model'].get('name', model)}, {facts['site']}: {facts['d_in']:,} dimensions, scale {facts['scale']:.4g}")
     for part, n in facts['parts'].items():
@@ -58,6 +59,7 @@ def train(
     corpus:str='sotu', # sotu, generated, a text file or folder, or hf:<dataset>
     site:str='resid.9', # where: resid.9, mlp.9, attn.9 …
     tokens:int=249_856, # training activations
+    n_val:int=16_384, # validation activations
     n_test:int=32_768, # held-out activations
     seq_len:int=128, # tokens a row
     d_sae:int=2048, # latents
@@ -78,8 +80,8 @@ def train(
     sparsity = next((f'{v:g}' for v in (l0, coef) if v is not None), 'default')
     out = make_folder(out or Path('saes')/f'{arch}-{sparsity}-seed{seed}')
     own = {} if coef is None else dict(coef=coef)
-    acts = activations(load_lm(model, device=device, dtype=dtype), corpus, site=site, n_train=tokens, n_test=n_test,
-        seq_len=seq_len, settings=settings)
+    acts = activations(load_lm(model, device=device, dtype=dtype), corpus, site=site, n_train=tokens, n_val=n_val,
+        n_test=n_test, seq_len=seq_len, settings=settings)
     sae = train_sae(arch, acts, d_sae=d_sae, l0=l0, recipe=recipe, seed=seed,
         batch=batch, folder=out/'checkpoint', settings=settings, **own)
     sae.save(out)

@@ -28,7 +28,7 @@ def refused(capsys, *argv):
     return lines[0]
 
 TINY = ('reproduce', '--preset', 'tiny', '--quiet')
-DATA = ('--model', 'tiny-gemma2', '--corpus', 'generated', '--site', 'resid.2', '--tokens', '2048', '--n-test', '512', '--seq-len', '32', '--quiet')
+DATA = ('--model', 'tiny-gemma2', '--corpus', 'generated', '--site', 'resid.2', '--tokens', '2048', '--n-val', '256', '--n-test', '512', '--seq-len', '32', '--quiet')
 QUIET = dict(progress=False, report=False)
 
 @pytest.mark.parametrize('argv,says', [

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 from jumprelu_sae import experiment
+from jumprelu_sae.activations import decide_in_memory
 from jumprelu_sae.core import Settings, UserError, read_json
 from jumprelu_sae.experiment import in_checkpoint, job_identity, jobs, run_experiment, what_differs
 from jumprelu_sae.presets import PRESETS
@@ -122,7 +123,7 @@ def test_killed_between_two_finished_saes(monkeypatch):
 
 def test_decisions_are_kept(monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr(experiment, 'free_memory', lambda *_: 0)
+        m.setitem(decide_in_memory.__globals__, 'free_memory', lambda *_: 0)
         disk = run(path='dense')
     assert {k: v for k, v in read_json('out/decisions.json').items() if k != 'attention'} == dict(model='tiny-gemma2', dtype='float32', in_memory=False, path='dense')
     assert metrics(run()) == metrics(disk)
@@ -133,7 +134,7 @@ def test_decisions_are_kept(monkeypatch):
 def test_a_stop_and_a_change_of_memory(monkeypatch):
     "Begun from disk, gone on when there is memory: the same command, the same numbers"
     with monkeypatch.context() as m:
-        m.setattr(experiment, 'free_memory', lambda *_: 0)
+        m.setitem(decide_in_memory.__globals__, 'free_memory', lambda *_: 0)
         whole = run(out='whole')
         stopped_at(m, 6)
     seen = steps_seen(monkeypatch)
