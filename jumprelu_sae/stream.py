@@ -18,7 +18,7 @@ from .core import Scaler, UserError, check_state, fingerprint, is_whole, load_te
 from .text import Tokens
 from .lm import LM
 from .sites import Site, capture, parse_site, site_dim
-from .harvest import ActivationStore, MassiveRule, model_identity, prepare
+from .harvest import ActivationStore, MassiveRule, prepare
 
 # %% ../nbs/14_stream.ipynb #5c96c932
 class TableRows:
@@ -315,7 +315,7 @@ class ModelSource:
         "The model, the rows and how many go through it at a time, the sites, and what is massive there"
         rows = source_identity(self.rows) | dict(rows=getattr(self.rows, 'rows', None))
         sites = [str(o) for o in self.sites]
-        return dict(model=model_identity(self.lm), rows=rows, sites=sites, massive_above=self.limits)
+        return dict(model=self.lm.identity(), rows=rows, sites=sites, massive_above=self.limits)
 
     def state_dict(self) -> dict: return self.rows.state_dict()
     def load_state_dict(self, state: dict) -> None: self.rows.load_state_dict(state)
