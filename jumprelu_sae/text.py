@@ -9,7 +9,7 @@ __all__ = ['READERS', 'REFUSED', 'PROBE', 'Document', 'make_document', 'generate
            'tokenizer_identity', 'pack', 'worker_of', 'TokenRows']
 
 # %% ../nbs/10_text.ipynb #831dfab3
-import hashlib, json, os, random
+import hashlib, json, os, random, re
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -114,7 +114,16 @@ def _parquet(path):
         raise UserError(f'{path} is not a readable parquet file: fetch or write it again') from e
 
 # %% ../nbs/10_text.ipynb #bcffb10b
-def _text_file(path): yield make_document(path.name, path.read_text(encoding='utf-8-sig'), {}, str(path))
+_CONTROL = re.compile(r'[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]')  # no text has them; programs and pictures do
+
+def _text_file(path):
+    "One document"
+    text = path.read_text(encoding='utf-8-sig')
+    odd = _CONTROL.search(text)
+    if odd:
+        what = f'{odd[0]!r} at position {odd.start()}'
+        raise UserError(f'{path} is not plain text ({what}): convert it, or remove that character')
+    yield make_document(path.name, text, {}, str(path))
 
 # suffix -> generator of documents
 READERS = {'.txt': _text_file, '.jsonl': _jsonl, '.ndjson': _jsonl, '.parquet': _parquet}
