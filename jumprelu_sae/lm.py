@@ -352,7 +352,8 @@ _HUB = (
      "couldn't connect",
      '{name!r} is not on this machine and the Hub cannot be reached: check the name and the network; the model '
      "'gemma3-270m' works offline"),
-    ((), 'does not recognize this architecture', '{name} is of a family that transformers does not know: take another model'),
+    ((), 'does not recognize this architecture',
+     '{name} is of a family that transformers does not know: take another model'),
     (('EntryNotFoundError',), 'does not appear to have|should have a `model_type`',
      '{name} lacks its {part} on the Hub ({first}): take another model'))
 
