@@ -109,7 +109,8 @@ class Filler:
 
     def room(self) -> dict: # name -> (size, d_in)
         "Memory of a new bucket"
-        return {k: torch.empty(self.size, *v.shape[1:], dtype=v.dtype, device=self.device) for k, v in self.part.items()}
+        def empty(v): return torch.empty(self.size, *v.shape[1:], dtype=v.dtype, device=self.device)
+        return {k: empty(v) for k, v in self.part.items()}
 
     def fill(self,
         data: dict|None,       # the memory of a bucket that is no longer needed, or None
@@ -121,7 +122,8 @@ class Filler:
             if self.part is None and not self.open(): break
             blocks += 1
             if not n and blocks > 1000:
-                raise UserError('a thousand blocks without an activation that counts: check mask and rule for massive tokens')
+                raise UserError('a thousand blocks without an activation that counts: check mask and rule for '
+                    'massive tokens')
             data = data or self.room()
             m = min(self.size-n, self.n-self.skip)
             for k, v in self.part.items(): data[k][n:n+m].copy_(v[self.skip:self.skip+m])
@@ -144,7 +146,8 @@ class Ahead:
         side = None,   # a torch.cuda.Stream, or None
     ):
         self.stopped, self.value, self.error = threading.Event(), None, None
-        ready = torch.cuda.current_stream(side.device).record_event() if side else None  # what the bucket's memory was last used for
+        # what the bucket's memory was last used for
+        ready = torch.cuda.current_stream(side.device).record_event() if side else None
         self.thread = threading.Thread(target=self.run, args=(fn, side, ready, torch.get_num_threads()), daemon=True)
         atexit.register(self.close)  # or the interpreter would pull torch away from under the thread
         self.thread.start()
@@ -220,7 +223,8 @@ class Buckets:
         for name, v in (('batch', batch), ('bucket', bucket), ('seed', seed)):
             if not is_whole(v): raise UserError(f'{name}={v!r}: want a whole number')
         if not 0 < batch <= bucket:
-            raise UserError(f'batch {batch} does not fit a bucket of {bucket}: take a smaller batch or a larger bucket=')
+            raise UserError(f'batch {batch} does not fit a bucket of {bucket}: take a smaller batch or a larger '
+                'bucket=')
         self.source, self.batch, self.seed, self.device, self.endless = source, batch, seed, device, endless
         self.supply = Supply(Filler(source, bucket//batch*batch, device), prefetch, side)
         self._facts, self._identity = facts or {}, None
@@ -252,7 +256,8 @@ class Buckets:
         self.perm = permutation(new.n, self.seed, 'bucket', new.number).to(self.device)
         if new.n < self.batch and not self.endless: raise StopIteration
         if new.n < self.batch and old and old.n < self.batch:
-            raise UserError(f'{new.n} activations an epoch make no batch of {self.batch}: take a smaller batch or more tokens')
+            raise UserError(f'{new.n} activations an epoch make no batch of {self.batch}: take a smaller batch or '
+                'more tokens')
 
     def place(self) -> dict: # JSON-able
         "Bucket, position in it, and the mark at which it begins"
@@ -308,7 +313,8 @@ class ModelSource:
         got = {k: got[k][mask] for k in self.sites}
         for k, x in got.items():
             if not torch.isfinite(x).all():
-                raise UserError(f'non-finite activations at {k}: the model overflows; try dtype=float32 or another site')
+                raise UserError(f'non-finite activations at {k}: the model overflows; try dtype=float32 or another '
+                    'site')
         return without_massive(got, self.rules)
 
     def identity(self) -> dict:
@@ -448,7 +454,7 @@ class LMStream(Buckets):
     def __init__(self,
         lm: LM,                  # language model; with prefetch it is the stream's until `close()`
         rows,                    # iterator of `Tokens`, such as `TableRows`
-        site,                    # a site, or a list: then each batch is a dict Site -> (batch, d_in), the same tokens in each
+        site,                    # a site, or a list: then a batch is a dict Site -> (batch, d_in) of the same tokens
         batch: int,              # activations a batch
         bucket: int = 2**20,     # activations a bucket
         seed: int = 0,           # of the order
@@ -547,7 +553,8 @@ class StoreStream(Buckets):
         facts: dict|None = None, # where the activations come from, for the identity; None: as the store says
     ):
         if not (is_whole(batch) and 0 < batch <= store.n):
-            raise UserError(f'batch {batch} does not fit {store.n} activations: take a smaller batch or harvest more tokens')
+            raise UserError(f'batch {batch} does not fit {store.n} activations: take a smaller batch or harvest more '
+                'tokens')
         plan, device = store.manifest['plan'], store_device or 'cpu'
         size, dtype = min(bucket, (store.n//batch+1)*batch), getattr(torch, plan['dtype'])
         b, how = bucket_bytes(size, [store.d_in], dtype, prefetch)
