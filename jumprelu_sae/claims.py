@@ -94,7 +94,8 @@ def lower_error(
         vs = [falsifier(rs, SUBJECT, b, m) for b in baselines for m in METRICS_COMPARED]
         verdict = combine([v.verdict for v in vs])
         if at_most and verdict == 'held': verdict = at_most
-        numbers = {f'{v.b}, {v.metric}': {k: getattr(v, k) for k in ('area', 'by_documents', 'by_seeds', 'both', 'verdict')} for v in vs}
+        numbers = {f'{v.b}, {v.metric}': {k: getattr(v, k)
+            for k in ('area', 'by_documents', 'by_seeds', 'both', 'verdict')} for v in vs}
         return _found(e, run, vs, verdict, numbers=numbers)
     return judge
 
@@ -146,7 +147,8 @@ def _dense_curve(rs: list, arch: str) -> list: # (log L0, share above 10 %), mea
     by_setting = {}
     for r in rs:
         if r.config['arch'] == arch: by_setting.setdefault(r.config['target'], []).append(r.metrics)
-    return sorted((_mean([math.log(m['l0']) for m in ms]), _mean([m['dense10'] for m in ms])) for ms in by_setting.values())
+    return sorted((_mean([math.log(m['l0']) for m in ms]), _mean([m['dense10'] for m in ms]))
+        for ms in by_setting.values())
 
 def _read_at(curve: list, x: float) -> float|None: # straight between its points; None outside
     below, above = [p for p in curve if p[0] <= x], [p for p in curve if p[0] >= x]
@@ -185,7 +187,8 @@ def estimator(e: Evidence) -> Finding: # a judge
     spans = ', '.join(f'{min(v):.2f} to {max(v):.2f} ({k})' for k, v in orders.items())
     said = f"largest deviation {worst:.1f} standard errors in {len(d['rows'])} comparisons; order of the bias {spans}"
     n = f"{len({r['world'] for r in d['rows']})} worlds, {d['examples']:,} examples"
-    return Finding(said, 'held' if ok else 'not', n, d['seconds']/60, d['env']['device'], dict(worst=worst, orders=orders))
+    return Finding(said, 'held' if ok else 'not', n, d['seconds']/60, d['env']['device'],
+        dict(worst=worst, orders=orders))
 
 def _spread(v): return (sum((x - _mean(v))**2 for x in v)/(len(v) - 1)/len(v))**.5  # standard error of the mean
 
@@ -219,7 +222,8 @@ def who_receives(e: Evidence) -> Finding: # a judge
 def derived_and_ablated(e: Evidence) -> Finding: # a judge
     "Do both files exist?"
     there = e.has('derivation.json') and e.has('recipe/ablation.json')
-    return Finding('03_expected_loss derives it; the ablation varies one thing a row, three seeds', 'held' if there else 'not yet tested')
+    return Finding('03_expected_loss derives it; the ablation varies one thing a row, three seeds',
+        'held' if there else 'not yet tested')
 
 def seeds_and_splits(e: Evidence) -> Finding: # a judge
     "At least three seeds, and the documents of each part"
@@ -250,7 +254,8 @@ def _elsewhere(i: int, run: str, place: str) -> Claim: # S0 to S4
     return Claim(f'S{i}',
         wording=f'better than Gated, TopK and BatchTopK at equal L0 elsewhere: {place}',
         source='ours, after the paper, which compares at three layers and three sites', paper=BIG,
-        ours='Gemma 3 270M (4-bit conversion), 300 thousand tokens, L0 8 to 128, one seed, SHORT as tuned at the main site',
+        ours='Gemma 3 270M (4-bit conversion), 300 thousand tokens, L0 8 to 128, one seed, SHORT as tuned at the main '
+             'site',
         rule='better than each of the three on FVU and delta LM loss',
         reason='none: the interval over documents (one seed) says what is noise', where=FRONTIER,
         command=f"python benchmarks/frontiers.py {run.removeprefix('laptop-')}",
@@ -360,7 +365,7 @@ def place_rows(
     runs: dict = PLACES, # folder in results -> where that is
     rivals: tuple|None = None, # compared with the subject; None: all others that were trained there
 ) -> list[dict]: # one row a place and rival; places without a run are left out
-    "The subject against each rival at each place, at equal L0: difference in FVU (per cent) and in delta LM loss (nats), with verdicts"
+    "The subject against each rival at each place, at equal L0: differences in words, with verdicts"
     out = []
     for run, place in runs.items():
         if not evidence.has(f'{run}/results.json'): continue
@@ -371,7 +376,8 @@ def place_rows(
 def _place_row(rs: list, place: str, rival: str) -> dict:
     f, d = (falsifier(rs, SUBJECT, rival, m) for m in METRICS_COMPARED)
     at = [l for l, v in zip(f.l0s, f.values) if v is not None]
-    def said(v, size): return f'{size(v.area)} ({size(v.both[0])} to {size(v.both[1])}): {v.verdict}' if v.both else v.sentence
+    def said(v, size):
+        return f'{size(v.area)} ({size(v.both[0])} to {size(v.both[1])}): {v.verdict}' if v.both else v.sentence
     return {'place': place, 'against': look(rival).label, 'L0': f'{at[0]:.0f} to {at[-1]:.0f}' if at else '',
         'FVU': said(f, lambda a: f'{100*math.expm1(a):+.1f} %'), 'delta LM loss, nats': said(d, lambda a: f'{a:+.3f}'),
         'both': combine([f.verdict, d.verdict])}
@@ -399,8 +405,10 @@ def negative(
     for n in dict.fromkeys(k.rsplit(', seed', 1)[0] for k in rows['paper']):
         add(f"the paper's recipe on a million tokens, {n}", 'paper', n)
     add('our short recipe on 250 thousand tokens, for comparison', 'ingredients', 'short recipe')
-    for n in ('a controller sets λ', 'bandwidth annealed, 0.2 to 0.02', 'bandwidth of each latent', 'tanh penalty', 'KDE estimator',
-              'target of each example'): add(f'instead of the short recipe: {n}', 'ingredients', n)
+    for n in ('a controller sets λ', 'bandwidth annealed, 0.2 to 0.02', 'bandwidth of each latent', 'tanh penalty',
+        'KDE estimator',
+              'target of each example'):
+        add(f'instead of the short recipe: {n}', 'ingredients', n)
     for n in ('JumpReLU + L0, STE', 'JumpReLU, θ fixed', 'JumpReLU + L0, STE into π'):
         add(f'ablation, one thing varied: {n}', 'ablation', n)
     return out
@@ -423,7 +431,8 @@ def _spent_row(name: str, d: dict) -> tuple[dict, float]: # of one file, and its
     n, more = len(d.get('results') or d.get('rows') or d.get('runs') or []), len(d.get('development') or [])
     cpu = 0. if t is None else t*_threads(env)/3600
     row = {'file': name, 'runs or rows': f'{n} + {more} in development' if more else str(n or '')}
-    row |= {'minutes': 'not recorded' if t is None else f'{t/60:.1f}', 'CPU hours, at most': '' if t is None else f'{cpu:.2f}'}
+    row |= {'minutes': 'not recorded' if t is None else f'{t/60:.1f}',
+        'CPU hours, at most': '' if t is None else f'{cpu:.2f}'}
     return row | {'device': env.get('device', '')}, cpu
 
 def spent(

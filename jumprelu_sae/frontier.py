@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from .core import Result, UserError, writing
-from .intervals import METRICS, effective_documents, frontier_metrics, mean_intervals, metric_named, resample
+from .intervals import METRICS, effective_documents, frontier_metrics, mean_intervals, metric_named
+from .intervals import resample
 from .sae import in_order, look
 
 # %% ../nbs/31_frontier.ipynb #bed83330
@@ -104,7 +105,8 @@ def resampled(
     n = _sums(results, docs, m.tokens, m.docs)
     for r, row in zip(results, n):
         if not np.array_equal(row, n[0]):
-            raise UserError(f'{r.name} and {results[0].name} were judged on different tokens: compare runs of one evaluation only')
+            raise UserError(
+                f'{r.name} and {results[0].name} were judged on different tokens: compare runs of one evaluation only')
     with np.errstate(invalid='ignore', divide='ignore'): return (W @ num.T)/(W @ den.T)
 
 def _with_sums(metric):
@@ -129,7 +131,8 @@ def frontier_table(
     "All runs as rows, in the register's order and by L0; no intervals for runs without per-document sums"
     rows = {}
     for r in results:
-        rows[id(r)] = dict(name=r.name, arch=r.config['arch'], target=r.config.get('target'), seed=r.config.get('seed'), **r.metrics)
+        rows[id(r)] = dict(name=r.name, arch=r.config['arch'], target=r.config.get('target'),
+            seed=r.config.get('seed'), **r.metrics)
     for name, m in METRICS.items():
         have = [r for r in results if m.frontier and m.among(r.arrays)]
         if not have: continue
@@ -240,7 +243,7 @@ class Verdict:
     a: str                  # architecture said to be better
     b: str                  # architecture it is compared with
     metric: str             # key of METRICS
-    area: float|None        # mean over log L0 of log(a/b), or of a − b for a metric compared by difference; None without common range
+    area: float|None        # mean over log L0 of log(a/b), or of a − b; None without common range
     by_documents: list|None # its 95 % interval over documents, [lo, hi]; None with fewer than two
     by_seeds: list|None     # over training seeds; None with one seed
     both: list|None         # over both: the one that the verdict goes by
@@ -268,23 +271,26 @@ def _outcome(v, A, B):
     lower = (v.verdict == 'held') == (m.direction < 0)
     gaps = [x for x in v.values if x is not None]
     crosses = max(gaps) > 0 if lower else min(gaps) < 0
-    return f"{'lower' if lower else 'higher'} for {A} than for {B}" + (' on the whole, though not at every L0' if crosses else '')
+    return f"{'lower' if lower else 'higher'} for {A} than for {B}" + (' on the whole, though not at every L0'
+        if crosses else '')
 
 def _sentence(v):
     A, B, what = look(v.a).label, look(v.b).label, METRICS[v.metric].short
-    if v.area is None: return f'undecided: {A} and {B} have no L0 in common, so their {what} cannot be compared at equal L0.'
+    if v.area is None:
+        return f'undecided: {A} and {B} have no L0 in common, so their {what} cannot be compared at equal L0.'
     where = [l for l, x in zip(v.l0s, v.values) if x is not None]
     limits = f'{len(v.seeds)} seeds' if len(v.seeds) > 1 else 'one seed, so the interval says nothing about other seeds'
     kinds = dict(documents=v.by_documents, seeds=v.by_seeds, both=v.both if v.by_seeds else None)
     ends = [f'{_range(v.metric, e)} over {k}' for k, e in kinds.items() if e]
     interval = f'95 % interval {", ".join(ends)}' if v.by_documents else 'no interval: too few documents'
     few = '' if v.n_docs >= 10 else ' (few: take the interval with care)'
-    said = f'at equal L0 ({min(where):.0f} to {max(where):.0f}) {what} is {_outcome(v, A, B)}: {_amount(v.metric, v.area)}'
+    said = f'at equal L0 ({min(where):.0f} to {max(where):.0f}) {what} is {_outcome(v, A, B)}'
+    said += f': {_amount(v.metric, v.area)}'
     return f'{v.verdict}: {said} ({interval}; {v.n_docs} documents{few}, {limits}).'
 
 # %% ../nbs/31_frontier.ipynb #b0c4ce69
 def _differences(results, a, b, metric, seeds, l0s, n_boot, seed, n_grid=25):
-    "Differences (1 + n_boot, seeds, grid) and the grid of the sample; without `l0s` each draw has the grid of its own common range"
+    "Differences (1 + n_boot, seeds, grid) and the sample's grid; without `l0s` each draw has its own common range"
     l0, y = resampled(results, 'l0', n_boot, seed), _scaled(metric, resampled(results, metric, n_boot, seed))
     (xa, ya), (xb, yb) = (_frontiers(results, arch, seeds, l0, y) for arch in (a, b))
     if l0s is None:
@@ -317,7 +323,7 @@ def falsifier(
     seed: int = 0,             # of the draws
     margin: float = 0.,        # the interval must clear 0 by this much (log ratio, or the metric's unit)
 ) -> Verdict:                  # held, refuted or undecided, and why
-    "Is `a` worse than `b` at equal L0 on held-out documents? Paired bootstrap; UserError when runs are missing, doubled or not comparable"
+    "Is `a` worse than `b` at equal L0? Paired bootstrap; UserError for runs missing, doubled or not comparable"
     m = _with_sums(metric)
     if not m.direction: raise UserError(f'{m.short} has no better side: compare by another metric')
     rs = [r for r in results if r.config['arch'] in (a, b)]
@@ -327,7 +333,8 @@ def falsifier(
     mean = d[..., inside].mean(-1) if inside.any() else np.full(d.shape[:2], np.nan)
     area, at = mean_intervals(mean, n, seed), mean_intervals(d, n, seed)
     v = Verdict(_word(m.direction, *area.both, margin), a, b, metric, _none(area.mean), *map(_ends, area[1:]),
-        *map(_none, (grid, at.mean, *at.both)), n_docs, seeds, n_boot, margin, 'documents and seeds' if len(seeds) > 1 else 'documents')
+        *map(_none, (grid, at.mean, *at.both)), n_docs, seeds, n_boot, margin,
+        'documents and seeds' if len(seeds) > 1 else 'documents')
     v.sentence = _sentence(v)
     return v
 
@@ -354,7 +361,8 @@ def sign_flip(
     "Paired permutation test: in each document a and b change places or not"
     D = ea.shape[1]
     exact = 2**D <= n + 1
-    s = np.array(list(itertools.product((1., -1.), repeat=D))) if exact else np.random.default_rng(seed).choice([1., -1.], (n, D))
+    s = np.array(list(itertools.product((1., -1.), repeat=D))) if exact else np.random.default_rng(seed).choice(
+        [1., -1.], (n, D))
     half, mid = (ea - eb)/2, (ea + eb).sum(1)/2
     def stat(s): return (np.log((mid + s @ half.T)/(mid - s @ half.T)) if log else 2*s @ half.T).mean(-1)
     seen = stat(np.ones(D))
@@ -401,7 +409,7 @@ def confusion(
     n_boot: int = 1000,                   # draws of documents
     seed: int = 0,                        # of the sweeps
     **kw,                                 # for `synthetic_results`: seeds, seed_noise, n_docs, bend …
-) -> list[dict]:                          # rows: truth, noise, draws, held, undecided, refuted (counts), covered, half_width, p_below_5 (share), p_distance
+) -> list[dict]:                          # rows: truth, noise, draws, counts of words, coverage, widths, p values
     "How often the falsifier says what, on frontiers whose answer is known"
     rows, b = [], BASELINES[0]
     for i, (name, noise) in enumerate(itertools.product(truths, noises)):
@@ -425,7 +433,7 @@ def equal_l0_table(
     l0s: tuple = (16, 32, 64, 128),    # where to read the frontiers
     n_boot: int = 2000,                # draws of documents
     seed: int = 0,                     # of the draws
-) -> list[dict]:                       # rows: arch, l0, seeds; for each metric its value, `_sd` over seeds (None with one), `_lo` and `_hi` over documents; None where not reached
+) -> list[dict]:                       # rows: arch, l0, seeds; by metric value, `_sd`, `_lo`, `_hi`; None: not reached
     "Every architecture at the same L0s, with sd over seeds and 95 % intervals over documents told apart"
     seeds = {a: common_seeds(results, a) for a in in_order(r.config['arch'] for r in results)}
     rows = {(a, l): dict(arch=a, l0=l, seeds=len(s)) for a, s in seeds.items() for l in l0s}
@@ -450,7 +458,7 @@ def _wide_cell(v, sd, lo, hi):
 def wide_table(
     rows: list[dict],      # of `equal_l0_table`
     metric: str = 'fvu',   # key of METRICS
-) -> list[dict]:           # one row an architecture, one column an L0: 'value ± sd over seeds [95 % interval over documents]'
+) -> list[dict]:           # a row an architecture, a column an L0: 'value ± sd [95 % over documents]'
     "The same for reading"
     out = {}
     for r in rows:
@@ -465,7 +473,7 @@ def plot_frontier(
     ax = None,                 # matplotlib axes; None makes a figure
     n_boot: int = 1000,        # draws of documents for the bars
 ):                             # the axes
-    "A metric against L0, one line an architecture; thin bars are 95 % intervals over documents, thick pale ones over seeds when there are several"
+    "A metric against L0; thin bars are 95 % intervals over documents, thick pale ones over seeds"
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5, 3.6), layout='constrained')[1]
     m, L, n = _with_sums(metric), resampled(results, 'l0', n_boot), _effective(results, metric)
@@ -477,7 +485,8 @@ def plot_frontier(
         found = [mean_intervals(Y[:, at[j]], n) for j in o]
         y, docs, seeds = (_unscaled(metric, np.array([e[k] for e in found])).T for k in range(3))
         bars = np.nan_to_num([y - docs[0], docs[1] - y]).clip(0)
-        ax.errorbar(x[o], y, bars, color=how.color, marker=how.marker, ms=5, lw=1.3, elinewidth=.8, capsize=2, label=how.label)
+        ax.errorbar(x[o], y, bars, color=how.color, marker=how.marker, ms=5, lw=1.3, elinewidth=.8, capsize=2,
+            label=how.label)
         ax.vlines(x[o], *seeds, color=how.color, lw=6, alpha=.35, zorder=1)
         for i in at:
             if len(i) > 1: ax.plot(L[0, i], _unscaled(metric, Y[0, i]), '.', color=how.color, ms=3, alpha=.7, lw=0)
@@ -491,7 +500,8 @@ def _l0_axis(ax, l0):
     ax.set_xscale('log')
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.xaxis.set_major_locator(FixedLocator([2.**i for i in range(-4, 15) if 2**i*1.6 > l0.min() and 2**i/1.6 < l0.max()]))
+    ax.xaxis.set_major_locator(FixedLocator([2.**i for i in range(-4, 15) if 2**i*1.6 > l0.min()
+        and 2**i/1.6 < l0.max()]))
     ax.set_xlabel(METRICS['l0'].label)
     ax.grid(alpha=.25)
 
@@ -533,7 +543,7 @@ def verdicts(
     metrics: tuple|None = None,      # those of them that the group has; None: all that are judged against L0
     n_boot: int = 2000,              # draws of documents, and tosses of the paired test
     seed: int = 0,                   # of both
-) -> list[dict]:                     # rows: group, baseline, metric, area, by_documents, by_seeds (or 'one seed'), both, p, verdict, sentence
+) -> list[dict]:                     # rows: group, baseline, metric, area, its intervals, p, verdict, sentence
     "The falsifier's answer for each group, baseline and metric; UserError for a group without runs of `a`"
     rows = []
     for group, results in groups.items():
@@ -555,7 +565,7 @@ def _verdict_row(group, results, a, b, metric, n_boot, seed):
 
 def verdict_table(
     rows: list[dict], # of `verdicts`
-) -> list[dict]:      # group, against, metric, area, over documents, over seeds, p, verdict: words for `text_table` and `html_table`
+) -> list[dict]:      # words for `text_table` and `html_table`
     "The same for reading"
     return [_verdict_words(r) for r in rows]
 
@@ -564,5 +574,6 @@ def _verdict_words(r):
         if e is None or isinstance(e, str): return e or '–'
         return _range(r['metric'], e)
     return {'group': r['group'], 'against': look(r['baseline']).label, 'metric': METRICS[r['metric']].short,
-        'area': '–' if r['area'] is None else _amount(r['metric'], r['area']), 'over documents': ends(r['by_documents']),
+        'area': '–' if r['area'] is None else _amount(r['metric'], r['area']),
+        'over documents': ends(r['by_documents']),
         'over seeds': ends(r['by_seeds']), 'p': '–' if r['p'] is None else f"{r['p']:.4f}", 'verdict': r['verdict']}

@@ -57,7 +57,8 @@ def register_metric(
     metric: Metric, # under a name that is new
 ) -> Metric:        # the same
     "Make a metric known to table, frontier and report; UserError for a name that another has"
-    if METRICS.get(metric.name, metric) != metric: raise UserError(f'there is a metric {metric.name!r} already: choose another name')
+    if METRICS.get(metric.name, metric) != metric:
+        raise UserError(f'there is a metric {metric.name!r} already: choose another name')
     METRICS[metric.name] = metric
     return metric
 
@@ -90,11 +91,14 @@ for _m in (
            frontier=True, question='How much does the model mind?', **_LM),
     Metric('delta_with_massive', 'delta LM loss with massive tokens (nats per token)', direction=-1, unit='nats'),
     Metric('kl', 'KL(clean ‖ spliced) (nats per token)', 'lm_kl', 'lm_tokens', direction=-1, unit='nats', **_LM),
-    Metric('loss_recovered_zero', 'loss recovered, zero ablation', 'lm_delta', 'lm_zero', direction=1, complement=True, **_LM),
-    Metric('loss_recovered_mean', 'loss recovered, mean ablation', 'lm_delta', 'lm_mean', direction=1, complement=True, **_LM),
+    Metric('loss_recovered_zero', 'loss recovered, zero ablation', 'lm_delta', 'lm_zero', direction=1, complement=True,
+    **_LM),
+    Metric('loss_recovered_mean', 'loss recovered, mean ablation', 'lm_delta', 'lm_mean', direction=1, complement=True,
+    **_LM),
     Metric('effective_l0', 'effective L0 (by attribution)'),
     Metric('effective_ratio', 'effective L0 (as a share of L0)'),
-): register_metric(_m)
+):
+    register_metric(_m)
 
 # %% ../nbs/06_intervals.ipynb #4fc7921c
 def resample(
@@ -195,7 +199,7 @@ def simultaneous_band(
     v,             # the sample and its draws of documents, (1 + n_boot, seeds, places); row 0 is the sample
     n: float,      # effective documents
     seed: int = 0, # of the order of Student's quantiles
-) -> tuple[np.ndarray, float]: # the band (2, places) over documents and seeds, nan where undefined; the factor c, at least 1
+) -> tuple[np.ndarray, float]: # the band (2, places), nan where undefined; c, at least 1
     "A band that holds the whole curve in 95 % of cases (max-t), over documents and, with several, over seeds"
     mean, *_, both = mean_intervals(v, n, seed)
     dev, by_seed, _ = _seed_draws(v, n, seed)

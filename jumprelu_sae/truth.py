@@ -61,7 +61,8 @@ class TrueWorld:
         p = 1 / (torch.arange(self.n_true, dtype=torch.float64) + self.offset)
         self.p = p * self.l0 / p.sum()                             # chance that a feature is on
         if self.p[0] >= 1:
-            raise UserError(f'the first feature would be on with chance {float(self.p[0]):.2f}: lower l0 or raise offset')
+            raise UserError(
+                f'the first feature would be on with chance {float(self.p[0]):.2f}: lower l0 or raise offset')
         self.parent, self.child = (torch.arange(self.n_pairs) + k*self.n_true//4 for k in (1, 3))
         self.coin = self.p.clone()
         self.coin[self.child] /= self.p[self.parent]
@@ -88,7 +89,8 @@ class TrueStream(TrueWorld, SyntheticStream):
         self.batch, self.step = batch, 0
         self.made_of = {f.name: getattr(self, f.name) for f in fields(TrueWorld) if f.name != 'seed'}
         D = self.dictionary.double()
-        both = self.pair_chances() + torch.diag(self.p*math.expm1(self.spread**2))  # E[a_i a_j]: magnitudes have mean 1, E[a²] = exp(spread²)
+        # E[a_i a_j]: magnitudes have mean 1, E[a²] = exp(spread²)
+        both = self.pair_chances() + torch.diag(self.p*math.expm1(self.spread**2))
         energy, mean = float(((D @ D.T)*both).sum()) + self.d_in*self.noise**2, self.p @ D
         self.scale = energy**.5
         self.mean = (mean/self.scale).float()                               # of the scaled activations, (d_in,)
@@ -121,7 +123,7 @@ def mean_max_cosine(
     C: Tensor,    # cosines, (d_sae, n_true)
     freq: Tensor, # how often each latent fires, (d_sae,), any unit
 ) -> tuple[float, float]: # mean over true features; mean over latents, weighted by how often they fire
-    "How close the nearest is: seen from the truth, and seen from what was learnt. No latent need be the nearest of one feature only"
+    "How close the nearest is, seen from the truth and from what was learnt; one latent may be nearest to many"
     return float(C.amax(0).mean()), float((C.amax(1)*freq).sum()/freq.sum().clamp_min(1e-30))
 
 # %% ../nbs/35_truth.ipynb #a6409664
@@ -188,7 +190,8 @@ def recovery(
     f1 = 2*precision*recall/(precision + recall).clamp_min(1e-9)
     near = (C > .9) & (fires > 0)[:, None]
     scores = dict(mmc_true=of_true, mmc_latents=of_latents, matched_cosine=float(matched.mean()))
-    scores |= dict(found=float((matched > .9).double().mean()), precision=float(precision.mean()), recall=float(recall.mean()))
+    scores |= dict(found=float((matched > .9).double().mean()), precision=float(precision.mean()),
+        recall=float(recall.mean()))
     scores |= dict(f1=float(f1.mean()), duplicates=int((near.sum(0) - 1).clamp_min(0).sum()))
     return scores | absorption(both, true_on, partner, stream)
 
@@ -201,8 +204,10 @@ def absorption(both: Tensor, true_on: Tensor, partner: Tensor, stream: TrueStrea
 
 # %% ../nbs/35_truth.ipynb #ebd7512d
 SCORES = dict(
-    fvu=METRICS['fvu'].label, mmc_true='mean max cosine, from the truth', mmc_latents='mean max cosine, from the latents',
-    matched_cosine='matched cosine', found='features found (matched cosine > 0.9)', precision='precision of activity, matched',
+    fvu=METRICS['fvu'].label, mmc_true='mean max cosine, from the truth',
+    mmc_latents='mean max cosine, from the latents',
+    matched_cosine='matched cosine', found='features found (matched cosine > 0.9)',
+    precision='precision of activity, matched',
     recall='recall of activity, matched', f1='F1 of activity, matched')
 
 def _by_ratio(metric): return metric in METRICS and METRICS[metric].log
@@ -228,7 +233,8 @@ def at_sparsity(
 ) -> dict:            # {arch: values, (seeds,)}; nan where a curve does not reach
     "A metric of every architecture and seed at one L0, between its points"
     log = _by_ratio(metric)
-    return {a: np.array([at_l0(*xy, l0, log=log) for xy in seeds.values()]) for a, seeds in curves(rows, metric).items()}
+    return {a: np.array([at_l0(*xy, l0, log=log) for xy in seeds.values()]) for a,
+        seeds in curves(rows, metric).items()}
 
 # %% ../nbs/35_truth.ipynb #d65d19d9
 def _cell(v):
@@ -257,8 +263,8 @@ def truth_verdict(
     rows: list[dict],     # runs of one width, all architectures with the same seeds
     l0: float,            # where to read: the true L0
     metric: str = 'f1',   # what is called truth found; larger is better
-) -> dict:                # verdict ('yes', 'no', 'undecided'), who is best, the paired difference and its 95 % interval, a sentence
-    "Does the best reconstruction find the most truth? Paired over seeds, at equal L0; UserError when fewer than two curves reach it"
+) -> dict:                # verdict ('yes', 'no', 'undecided'), who is best, difference, interval, sentence
+    "Does the best reconstruction find the most truth? Paired over seeds; UserError when fewer than two reach it"
     fvu, truth = at_sparsity(rows, 'fvu', l0), at_sparsity(rows, metric, l0)
     have = [a for a in fvu if np.isfinite(fvu[a]).all()]
     if len(have) < 2: raise UserError(f'fewer than two architectures reach L0 = {l0:g} at every seed: widen the sweep')
@@ -269,13 +275,16 @@ def truth_verdict(
     word = 'yes' if lo > 0 else 'no' if hi < 0 else 'undecided'
     end = f'95 % interval {lo:+.3f} to {hi:+.3f}, {len(d)} seeds' if len(d) > 1 else 'one seed, which decides nothing'
     best = f'at L0 = {l0:g} {look(a).label} reconstructs best (FVU {fvu[a].mean():.3f})'
-    score = f'its {SCORES[metric].split(",")[0]} is {truth[a].mean():.3f}, that of {look(b).label} {truth[b].mean():.3f}'
-    return dict(verdict=word, reconstructs=a, rival=b, finds=max(have, key=lambda k: truth[k].mean()), difference=float(d.mean()),
+    name = SCORES[metric].split(',')[0]
+    score = f'its {name} is {truth[a].mean():.3f}, that of {look(b).label} {truth[b].mean():.3f}'
+    return dict(verdict=word, reconstructs=a, rival=b, finds=max(have, key=lambda k: truth[k].mean()),
+        difference=float(d.mean()),
         lo=lo, hi=hi, n=len(d), sentence=f'{word}: {best}; {score} (difference {float(d.mean()):+.3f}, {end}).')
 
 # %% ../nbs/35_truth.ipynb #c25157cc
 HEADS = dict(
-    fvu=METRICS['fvu'].question, mmc_true='Are the true directions learnt?', recall='Does the latent fire when it should?',
+    fvu=METRICS['fvu'].question, mmc_true='Are the true directions learnt?',
+    recall='Does the latent fire when it should?',
     f1='… and only then?', found='How many features are found?', precision='Does it fire only when it should?')
 
 def truth_figure(
@@ -284,14 +293,15 @@ def truth_figure(
     floor: float,        # FVU of one who knows the truth
     metrics = ('fvu', 'mmc_true', 'recall', 'f1'), # one panel each
 ):                       # matplotlib figure
-    "Reconstruction and truth found against L0, on the frontier's axes; lines are means over seeds, faint marks single runs"
+    "Reconstruction and truth found against L0; lines are means over seeds, faint marks single runs"
     import matplotlib.pyplot as plt
     fig, axs = plt.subplots(2, (len(metrics) + 1)//2, figsize=(9.2, 7.2), squeeze=False, layout='constrained')
     for ax, m in zip(axs.flat, metrics): _truth_panel(ax, rows, m, l0_true, floor)
     axs[0, 0].legend(frameon=False, fontsize=9)
     n = len({r['seed'] for r in rows})
     lines = 'Dashed: the true L0. Dotted: FVU of one who knows the truth.'
-    fig.supxlabel(f'{lines} Means over {n} seed{"s" * (n > 1)} (dictionary, examples and weights), single runs faint.', fontsize=8)
+    fig.supxlabel(f'{lines} Means over {n} seed{"s" * (n > 1)} (dictionary, examples and weights), single runs faint.',
+        fontsize=8)
     return fig
 
 def _truth_panel(ax, rows, metric, l0_true, floor):

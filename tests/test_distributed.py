@@ -1,12 +1,12 @@
 "Many processes: equal to one on the joint batch, for two to four ranks; real processes under torchrun, accelerate launch and notebook_launcher; agreement about stops and errors"
-import copy, os, random, socket, subprocess, sys, threading
+import copy, os, random, socket, subprocess, sys, threading, time
 from collections import Counter
 from pathlib import Path
 import pytest, torch
 from jumprelu_sae.core import SyntheticStream, TensorStream, UserError, load_tensors, read_json
-from jumprelu_sae.distributed import DistTrainer, Own, Ranks, Sharded, average_gradients, harvest_share, joint_keep, joint_line, open_shares, pack_apart, train_together
+from jumprelu_sae.distributed import DistTrainer, PerRankStream, Ranks, SplitStream, average_gradients, harvest_share, joint_keep, joint_line, open_shares, pack_apart, train_together
 from jumprelu_sae.lm import load_lm
-from jumprelu_sae.sae import SAEConfig, make_sae
+from jumprelu_sae.sae import SAEConfig, make_sae, own_settings
 from jumprelu_sae.text import Document, generated_corpus
 from jumprelu_sae.train import TrainConfig, Trainer, train_saes
 
@@ -54,7 +54,9 @@ CASES = dict(relu={}, gated={}, topk=aux, batchtopk=aux, jumprelu=aux | dict(dea
 cfg = TrainConfig(120*8, batch=120, lr=5e-3, beta1=.5, lr_warmup=.2, sparsity_warmup=.2, start=.5, dead_after=150, log_every=2)
 
 def saes(names=CASES, seed=1, dtype=torch.float64):
-    out = {n: make_sae(SAEConfig(**dict(arch=n, d_in=16, d_sae=48, k=4, coef=.1, bandwidth=.1, theta_init=.1) | CASES[n]), seed).to(dtype) for n in names}
+    def one(kw): return make_sae(SAEConfig(kw['arch'], 16, 48, **own_settings(kw['arch'], {k: v for k, v in kw.items() if k != 'arch'})), seed)
+    plain = dict(k=4, coef=.1, bandwidth=.1, theta_init=.1)
+    out = {n: one(dict(arch=n) | plain | CASES[n]).to(dtype) for n in names}
     for s in out.values(): s.b_enc.data[:8] = -.4
     return out
 def stream(): return SyntheticStream(d_in=16, n_true=32, batch=120, seed=3)
@@ -64,7 +66,7 @@ def stream(): return SyntheticStream(d_in=16, n_true=32, batch=120, seed=3)
 def test_equal_to_one_process(world, path):
     names = CASES if world == 2 else ('batchtopk', 'aimed', 'started', 'kde')
     alone = train_saes(Trainer(saes(names), stream(), cfg, path=path), progress=False)
-    trs = together(lambda r: train_together(DistTrainer(saes(names, 1 + r.rank), Sharded(stream(), r), cfg, r, path=path), progress=False), world)
+    trs = together(lambda r: train_together(DistTrainer(saes(names, 1 + r.rank), SplitStream(stream(), r), cfg, r, path=path), progress=False), world)
     want, got = alone.tensors(), trs[0].tensors()
     assert want.keys() == got.keys() and max(r[4] for h in alone.history.values() for r in h) > 0
     for k in want:
@@ -89,14 +91,17 @@ def test_messages_of_any_size(bucket):
 
 def test_own_streams_resume(tmp_path):
     "A stream for each rank: stopped in the middle, it goes on in the same bits, with as many ranks and no fewer"
-    def trainer(r): return DistTrainer(saes(['batchtopk']), Own(SyntheticStream(d_in=16, n_true=32, batch=60, seed=3 + r.rank), r), cfg, r)
+    def trainer(r): return DistTrainer(saes(['batchtopk']), PerRankStream(SyntheticStream(d_in=16, n_true=32, batch=120//r.world, seed=3 + r.rank), r), cfg, r)
     def first(r):
         tr = trainer(r)
         def ask(t): t.stop = t.step == 3 and r.rank == 0
         with pytest.raises(KeyboardInterrupt): train_together(tr, tmp_path, progress=False, after_step=ask)
     together(first)
-    assert read_json(tmp_path/'checkpoint.json')['stream'] == dict(ranks=[dict(step=4, seed=3), dict(step=4, seed=4)])
-    with pytest.raises(UserError, match='start as many'): together(lambda r: trainer(r).load(tmp_path), 1)
+    at = read_json(tmp_path/'checkpoint.json')['stream']
+    assert [r['step'] for r in at['ranks']] == [4, 4] and [r['seed'] for r in at['identity']['ranks']] == [3, 4]
+    with pytest.raises(UserError, match='another run'): together(lambda r: trainer(r).load(tmp_path), 1)
+    def exchanged(r): return DistTrainer(saes(['batchtopk']), PerRankStream(SyntheticStream(d_in=16, n_true=32, batch=60, seed=4 - r.rank), r), cfg, r)
+    with pytest.raises(UserError, match='data.ranks'): together(lambda r: exchanged(r).load(tmp_path))
     a, b = (together(lambda r: train_together(trainer(r), f, progress=False))[1] for f in (tmp_path, None))
     assert all(torch.equal(v, b.tensors()[k]) for k, v in a.tensors().items())
 
@@ -106,9 +111,9 @@ def test_saves_by_rank_zeros_clock(tmp_path):
     def one(r):
         class Noted(DistTrainer):
             def save(self, folder): steps[r.rank].append(self.step); super().save(folder)
-        train_together(Noted(saes(['relu']), Sharded(stream(), r), cfg, r), tmp_path, save_every=0. if r.rank == 0 else 1e9, progress=False)
+        train_together(Noted(saes(['relu']), SplitStream(stream(), r), cfg, r), tmp_path, save_every=0. if r.rank == 0 else 1e9, progress=False)
     together(one)
-    assert steps[0] == steps[1] == list(range(1, 8)) and len(list(tmp_path.glob('step-*'))) == 1
+    assert steps[0] == steps[1] == list(range(1, 9)) and len(list(tmp_path.glob('step-*'))) == 1
 
 def test_harvest_refuses(tmp_path):
     lm, docs = load_lm('tiny-gemma2'), generated_corpus(6, sentences=1)
@@ -128,7 +133,7 @@ from test_distributed import *
 ranks = Ranks(cpu=True)
 assert ranks.world == 2
 names = ['batchtopk', 'aimed']
-tr = train_together(DistTrainer(saes(names, 1 + ranks.rank), Sharded(stream(), ranks), cfg, ranks, path='dense'), progress=False)
+tr = train_together(DistTrainer(saes(names, 1 + ranks.rank), SplitStream(stream(), ranks), cfg, ranks, path='dense'), progress=False)
 tr.save(sys.argv[1]); ranks.close()
 # a thread of gloo that outlives the group may drop a tensor while Python ends, and abort the process
 left = [f.read_text().strip() for f in Path('/proc/self/task').glob('*/comm') if 'gloo' in f.read_text()]
@@ -163,3 +168,44 @@ def test_two_real_processes(tmp_path, launcher):
     alone = train_saes(Trainer(saes(['batchtopk', 'aimed']), stream(), cfg, path='dense'), progress=False).tensors()
     got, _ = load_tensors(tmp_path/'out'/read_json(tmp_path/'out'/'checkpoint.json')['file'])
     assert got.keys() == alone.keys() and all((got[k].double() - alone[k].double()).abs().max() < 1e-9 for k in got)
+
+FAILS = """
+import sys, time, torch
+torch.set_num_threads(1)
+from test_distributed import *
+ranks = Ranks(cpu=True)
+where, folder = sys.argv[1:]
+tr = DistTrainer(saes(['batchtopk', 'aimed']), SplitStream(stream(), ranks), cfg, ranks, path='dense')
+fails = ranks.rank == (0 if where == 'save' else 1)
+def broken(*a, **kw): raise OSError('no such disk')
+def after(t):
+    if fails and t.step == 3 and where == 'after_step': broken()
+    if fails and t.step == 3 and where == 'loss': t.saes['aimed'].loss = broken
+    if fails and t.step == 3 and where == 'stream': t.stream.stream.draw = broken
+if fails and where == 'save': tr.tensors = broken
+if fails and where == 'killed': tr.stream.stream.draw = lambda *a: os.kill(os.getpid(), 9)
+try: train_together(tr, folder, save_every=0., progress=False, after_step=after)
+except Exception as e:
+    print('ENDED', ranks.rank, type(e).__name__, e, flush=True)
+    if fails: time.sleep(120)   # a process that failed may live on, as in a notebook: the others must not wait for it
+"""
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize('where', ['stream', 'save', 'after_step', 'loss', 'killed'])
+def test_one_fails_and_none_waits(tmp_path, where):
+    "An error in one process ends the other within a minute, and each says what is known; what was saved is kept"
+    (tmp_path/'work.py').write_text(FAILS)
+    env = os.environ | dict(OMP_NUM_THREADS='1', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(),
+        PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), os.environ.get('PYTHONPATH', '')]))
+    ps = [subprocess.Popen([sys.executable, str(tmp_path/'work.py'), where, str(tmp_path/'out')], env=env | dict(RANK=str(r), LOCAL_RANK=str(r)),
+        stdout=open(tmp_path/f'{r}.txt', 'w'), stderr=subprocess.STDOUT) for r in range(2)]
+    other = 1 if where == 'save' else 0
+    try: ps[other].wait(60)
+    finally:
+        for p in ps: p.kill()
+        for p in ps: p.wait()
+    own, told = ((tmp_path/f'{r}.txt').read_text() for r in (1 - other, other))
+    assert 'OtherFailed' in told and 'Traceback' not in told, told
+    if where != 'killed': assert 'no such disk' in own, own
+    if where in ('stream', 'save'): assert 'no such disk' in told     # agreed upon: the reason is told
+    if where in ('stream', 'after_step', 'loss'): assert read_json(tmp_path/'out'/'checkpoint.json')['step'] >= 2

@@ -6,14 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jumprelu_sae import evaluate as E
-from jumprelu_sae.core import Result, Scaler, UserError
+from jumprelu_sae.activations import activations
+from jumprelu_sae.core import Scaler, Settings, UserError, write_json
 from jumprelu_sae.evaluate import (ConstantReconstruction, Evaluation, Evaluator, LMEval, attribution, captured, effective_l0, evaluate, evaluate_activations,
     evaluate_saved, evaluation_table, kl_divergence, splice_fn, spread_positions, spread_rows, training_mean)
-from jumprelu_sae.harvest import MassiveRule, fit_massive
+from jumprelu_sae.harvest import MassiveRule
 from jumprelu_sae.intervals import METRICS, Metric, bootstrap_ratio, register_metric, resample
-from jumprelu_sae.lm import capture, load_lm, parse_site, site_module, splice, token_losses
+from jumprelu_sae.lm import load_lm
+from jumprelu_sae.sites import capture, parse_site, site_module, splice, token_losses
 from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, TopKSAE, make_sae, register
-from jumprelu_sae.text import ByteTokenizer, Tokens, generated_corpus, load_corpus, pack, split_documents
+from jumprelu_sae.text import Tokens, generated_corpus, pack
 
 def keep(s): return SimpleNamespace(encode=lambda x: s*x, decode=lambda f: f)
 
@@ -166,7 +168,7 @@ def test_specials_in_the_middle_are_neither_spliced_nor_averaged(gemma2):
 
 def test_what_is_run_again(gemma2, monkeypatch):
     t = rows(gemma2); calls, asked = [], []
-    hooks = [l.register_forward_hook(lambda m, i, o, n=n: calls.append(n)) for n, l in enumerate(gemma2.layers)]
+    hooks = [l.mlp.register_forward_hook(lambda m, i, o, n=n: calls.append(n)) for n, l in enumerate(gemma2.layers)]
     losses = E.token_losses
     monkeypatch.setattr(E, 'token_losses', lambda lm, ids, h, **k: asked.append(ids.numel()//2) or losses(lm, ids, h, **k))
     try:
@@ -185,7 +187,7 @@ def test_what_is_run_again(gemma2, monkeypatch):
 def by_hooks(lm, ids, site, fn=None):
     "Logits of the model's own forward in float64, with `fn` hooked in by hand"
     model = copy.deepcopy(lm.model).double()
-    twin = SimpleNamespace(**{k: getattr(lm, k) for k in ('family', 'n_layers')}, layers=model.model.layers)
+    twin = SimpleNamespace(**{k: getattr(lm, k) for k in ('family', 'n_layers', 'build')}, layers=model.model.layers)
     module, end = site_module(twin, site)
     hook = module.register_forward_pre_hook(lambda m, a: (fn(a[0]), *a[1:])) if end == 'input' else module.register_forward_hook(lambda m, a, o: fn(o))
     if fn is None: hook.remove()
@@ -287,24 +289,23 @@ def test_half_precision_has_no_number_for_a_massive_token():
 
 # --- an SAE and its activations
 
-class Acts:
-    "Activations by hand, with the identity that real ones have"
-    def __init__(self, model='tiny-llama', site='resid.1', seq_len=32, sha='1', n=600, **more):
-        self.lm, self.site, self.seq_len = load_lm(model), parse_site(site), seq_len
-        self.tokens = dict(test=pack(split_documents(load_corpus('generated'))['test'], self.lm.tokenizer, seq_len, n))
-        self.x, self.doc = captured(self.lm, self.tokens['test'], self.site)
-        self.rule = fit_massive(self.x); self.mean = self.x[~self.rule(self.x)].mean(0); self.d_in = self.x.shape[1]
-        self.said = dict(model=dict(name=model, dtype='float32'), site=site, corpus=dict(name='generated', sha256=sha), seq_len=seq_len, massive=20.) | more
-    def identity(self): return copy.deepcopy(self.said)
-    def part(self, name): assert name == 'test'; return dict(x=self.x, doc=self.doc)
-
-def trained(acts, arch='topk', **ours):
-    scaler = Scaler.fit(acts.x)
-    sae = make_sae(SAEConfig(arch, acts.d_in, 48, **(dict(k=4) if 'topk' in arch else {})))
-    return sae.finish(scaler, dict(jumprelu_sae=dict(data=acts.identity(), massive=dict(factor=20., median=acts.rule.median)) | ours))
+QUIET = Settings(progress=False)
 
 @pytest.fixture(scope='module')
-def acts(): return Acts()
+def make(tmp_path_factory):
+    "Activations at a site of a tiny model; stores are shared"
+    stores = tmp_path_factory.mktemp('stores')
+    def made(model='tiny-llama', corpus='generated', site='resid.1', seq_len=32, massive=20., dtype='float32'):
+        lm = load_lm(model, dtype=dtype)
+        return activations(lm, corpus, site, 900, 100, 600, seq_len, massive, folder=stores, settings=QUIET)
+    return made
+
+@pytest.fixture(scope='module')
+def acts(make): return make()
+
+def trained(acts, arch='topk', **ours):
+    meta = acts.metadata(); meta['jumprelu_sae'] |= ours
+    return make_sae(SAEConfig(arch, acts.d_in, 48, **(dict(k=4) if 'topk' in arch else {}))).finish(acts.scaler, meta)
 
 @pytest.mark.parametrize('arch', ['topk', 'jumprelu', 'gated'])
 def test_evaluate(acts, arch, tmp_path):
@@ -318,58 +319,92 @@ def test_evaluate(acts, arch, tmp_path):
     assert 'kl' not in alone.metrics and alone.metrics['fvu'] == r.metrics['fvu'] and 'predictions' not in str(alone)
 
 def test_the_saes_own_rule_and_mean_are_used(acts):
-    "Not those that the activations carry: the rule ignored, and the mean of the held-out side, were once mistakes that no test saw"
+    "Not those that the activations carry: a rule ignored, and the mean of the held-out side, were once mistakes that no test saw"
     sae = trained(acts)
     r = evaluate(sae, acts, n_lm=0)
     strict = trained(acts, massive=dict(factor=1., median=acts.rule.median))
-    assert evaluate(strict, acts, n_lm=0).metrics['n_massive'] > 200 > r.metrics['n_massive'] and strict.metadata['jumprelu_sae']['massive']['factor'] == 1.
+    assert evaluate(strict, acts, n_lm=0).metrics['n_massive'] > 200 > r.metrics['n_massive']
     mu = torch.full((acts.d_in,), 2.); moved = trained(acts, mean=mu.tolist())
     got = evaluate(moved, acts, n_lm=150)
-    x = acts.x[~acts.rule(acts.x)]
-    with torch.no_grad(): back = sae.decode(sae.encode(x))
-    assert got.metrics['fvu'] == pytest.approx(float((x - back).double().square().sum()/(x - mu).double().square().sum()), rel=1e-6) != r.metrics['fvu']
+    x = acts.part('test')['x'].float(); x = x[~acts.rule(x)]
+    with torch.no_grad(): left = float((x - sae.decode(sae.encode(x))).double().square().sum())
+    assert r.metrics['fvu'] == pytest.approx(left/float((x - acts.mean).double().square().sum()), rel=1e-6)
+    assert got.metrics['fvu'] == pytest.approx(left/float((x - mu).double().square().sum()), rel=1e-6) != r.metrics['fvu']
     ablated = LMEval(acts.lm, acts.tokens['test'], acts.site, 150).delta(ConstantReconstruction(mu), MassiveRule(20., acts.rule.median))[0]
     assert got.metrics['delta_mean_ablation'] == pytest.approx(ablated['delta_lm_loss'], abs=1e-9)
     mute = trained(acts, mean=[0.]*acts.d_in, massive=None)             # says neither: the activations are asked
     asked = evaluate(mute, acts, n_lm=0).metrics
-    assert asked['n_massive'] == int(acts.rule(acts.x).sum()) and asked['fvu'] == pytest.approx(float((x - back).double().square().sum()/(x - acts.mean).double().square().sum()), rel=1e-6)
+    assert (asked['n_massive'], asked['fvu']) == (r.metrics['n_massive'], r.metrics['fvu'])
 
-OTHERS = [(dict(site='resid.2'), 'site: "resid.2" here, "resid.1" in training'), (dict(seq_len=16), 'seq_len: 16 here, 32 in training'),
-    (dict(sha='2'), 'corpus.sha256'), (dict(model='tiny-gemma2'), 'model.name: "tiny-gemma2" here'), (dict(massive=5.), 'massive: 5.0 here'), (dict(split='half'), 'split: "half" here, nothing in training')]
+TEXTS = [o.text for o in generated_corpus()]
+OTHERS = [(dict(site='resid.2'), 'site: "resid.2" here, "resid.1" in the SAE'), (dict(seq_len=16), 'seq_len: 16 here, 32 in the SAE'),
+    (dict(corpus=[TEXTS[0] + ' Yes.'] + TEXTS[1:]), 'corpus.sha256'), (dict(model='tiny-gemma2'), 'model.name: "tiny-gemma2" here'), (dict(massive=5.), 'massive: 5.0 here')]
 
 @pytest.mark.parametrize('kw, says', OTHERS)
-def test_elsewhere_is_refused_or_said(acts, kw, says, caplog):
+def test_elsewhere_is_refused_or_said(make, acts, kw, says, caplog):
     "The situation of faults/evaluate_elsewhere: another model, site, text or row length of the same width"
-    sae, other = trained(acts), Acts(**kw)
-    lm, other.lm = other.lm, None                                        # whoever uses it before refusing fails
+    sae, other = trained(acts), make(**kw)
+    other.part = None                                                    # whoever reads activations before refusing fails
     with pytest.raises(UserError, match='elsewhere=True') as e: evaluate(sae, other, n_lm=100)
     assert says in str(e.value) and '\n' not in str(e.value)
-    other.lm = lm
+    del other.part
     with caplog.at_level(logging.WARNING, 'jumprelu_sae'): r = evaluate(sae, other, n_lm=100, full=False, elsewhere=True)
-    assert len(r.config['elsewhere']) == 1 and says in r.config['elsewhere'][0] and says in caplog.text and says in str(r)
+    assert says in ' '.join(r.config['elsewhere']) and says in caplog.text and says in str(r)
     assert evaluate(sae, acts, n_lm=100, full=False).config['elsewhere'] == []
 
-def test_how_the_model_runs_is_recorded_not_refused(acts):
-    said = acts.identity(); sae = trained(acts)
-    near = Acts(model='tiny-llama'); near.said = said | dict(model=said['model'] | dict(dtype='bfloat16', source='/another/folder'), corpus=dict(name='mine', sha256='1'), n_train=7)
-    r = evaluate(sae, near, n_lm=0)
-    assert r.config['elsewhere'] == [] and r.config['run_otherwise'] == ['model.dtype: "bfloat16" here, "float32" in training']
+def test_how_the_model_runs_is_recorded_not_refused(make, acts):
+    near = make(dtype='bfloat16', corpus=TEXTS)                          # the same text, given as strings
+    r = evaluate(trained(acts), near, n_lm=0)
+    assert r.config['elsewhere'] == [] and r.config['run_otherwise'] == ['model.dtype: "bfloat16" here, "float32" in the SAE']
+
+def test_a_saved_sae_is_judged_on_its_own(make, acts, tmp_path, monkeypatch, caplog):
+    "evaluate_saved and evaluate(sae): by default where it was trained, whatever that was; else said first and written down"
+    monkeypatch.setenv('JUMPRELU_SAE_CACHE', str(tmp_path/'cache'))
+    sae = trained(acts); sae.save(tmp_path/'s')
+    want = evaluate(sae, acts, n_lm=150, full=False)
+    r = evaluate_saved(tmp_path/'s', n_test=600, n_lm=150, full=False)
+    assert r.metrics == pytest.approx(want.metrics, rel=1e-6) and r.config['elsewhere'] == [] and r.config['seq_len'] == 32 and r.config['site'] == 'resid.1'
+    assert r.config['tokens_sha256'] == acts.tokens['test'].sha == want.config['tokens_sha256']
+    assert (tmp_path/'s'/'evaluation.png').read_bytes()[:4] == b'\x89PNG' and Evaluation.load(tmp_path/'s'/'evaluation.json').metrics == r.metrics
+    assert evaluate(sae, n_test=600, n_lm=150, full=False).metrics == r.metrics
+    with caplog.at_level(logging.WARNING, 'jumprelu_sae'):
+        away = evaluate_saved(tmp_path/'s', site='mlp.2', seq_len=16, corpus=TEXTS[:-1], model='tiny-gemma2', n_test=300, n_lm=100, full=False, out=tmp_path/'away')
+    for k in ('model.name', 'site', 'corpus', 'seq_len'): assert k in caplog.text and any(l.startswith(k) for l in away.config['elsewhere'])
+    assert caplog.text.count('seq_len: 16') == 1 and away.config['seq_len'] == 16 and not (tmp_path/'away'/'cfg.json').exists()
+    for kw, says in ((dict(n_test=10**6), 'n_test='), (dict(n_test=2.5), 'whole number'), (dict(n_test=100, n_lm=200), 'lower n_lm'), (dict(device='gpu'), 'no such device'),
+            (dict(site='attn.2'), 'width'), (dict(out=tmp_path/'s'/'cfg.json'), 'cannot write')):
+        with pytest.raises(UserError, match=says) as e: evaluate_saved(tmp_path/'s', **dict(n_test=300, n_lm=100) | kw)
+        assert '\n' not in str(e.value)
+    with pytest.raises(UserError, match='holds no SAE'): evaluate_saved(tmp_path/'none', n_test=300, n_lm=100)
+
+def test_an_sae_of_the_earlier_format(acts, tmp_path, monkeypatch):
+    "sae.json and sae.safetensors in scaled units: judged as the same SAE is, once corpus and rows are named, which it does not say"
+    from jumprelu_sae.core import save_tensors
+    monkeypatch.setenv('JUMPRELU_SAE_CACHE', str(tmp_path/'cache'))
+    cfg = SAEConfig('topk', acts.d_in, 48, k=4); sae = make_sae(cfg)
+    sha = save_tensors(tmp_path/'sae.safetensors', dict(sae.state_dict()) | {f'scaler.{k}': v for k, v in acts.scaler.state().items()})
+    meta = dict(name='old', site='resid.1', model='tiny-llama')
+    write_json(tmp_path/'sae.json', dict(format=1, config=dict(arch='topk', d_in=acts.d_in, d_sae=48, k=4), sha256=sha, meta=meta))
+    with pytest.raises(UserError, match='corpus=|seq_len='): evaluate_saved(tmp_path, n_test=300, n_lm=100)
+    r = evaluate_saved(tmp_path, corpus='generated', seq_len=32, n_test=600, n_lm=100, full=False)
+    assert r.name == 'old' and r.metrics['fvu'] == pytest.approx(evaluate(sae.finish(acts.scaler, acts.metadata()), acts, n_lm=0).metrics['fvu'], rel=1e-3)
+    assert 'corpus, seq_len' in r.config['elsewhere'][-1]
 
 def test_refused_before_any_work(acts):
-    sae, none = trained(acts), Acts(); none.lm = none.part = None
+    sae, none = trained(acts), copy.copy(acts); none.part = None
     for n, says in ((601, 'n_lm=601, and 600 tokens are held out'), (2.5, 'whole number'), (-1, 'whole number'), (True, 'whole number')):
         with pytest.raises(UserError, match=says): evaluate(sae, none, n_lm=n)
     with pytest.raises(UserError, match='call finish'): evaluate(make_sae(SAEConfig('topk', 32, 48, k=4)), none, n_lm=10)
     with pytest.raises(UserError, match='width 16, and resid.1 has 32'): evaluate(make_sae(SAEConfig('topk', 16, 48, k=4)).finish(), none, n_lm=10, elsewhere=True)
     stranger = make_sae(SAEConfig('topk', 32, 48, k=4)).finish()
-    with pytest.raises(UserError, match='does not say on what it was trained'): evaluate(stranger, none, n_lm=10)
-    assert evaluate(stranger, acts, n_lm=0, elsewhere=True).config['elsewhere'] == ['the SAE does not say on what it was trained']
+    with pytest.raises(UserError, match='does not say on which model, site, corpus, seq_len'): evaluate(stranger, none, n_lm=10)
+    assert evaluate(stranger, acts, n_lm=0, elsewhere=True).config['elsewhere'] == ['the SAE does not say on which model, site, corpus, seq_len it was trained']
 
 def test_many_saes_share_what_they_have_in_common(acts):
     judge, calls = Evaluator(acts, 150), []
     one, two = trained(acts), trained(acts, 'jumprelu')
     evaluate(one, judge)
-    hooks = [l.register_forward_hook(lambda m, i, o, n=n: calls.append(n)) for n, l in enumerate(acts.lm.layers)]
+    hooks = [l.mlp.register_forward_hook(lambda m, i, o, n=n: calls.append(n)) for n, l in enumerate(acts.lm.layers)]
     try: r = evaluate(two, judge)
     finally:
         for h in hooks: h.remove()
@@ -380,7 +415,7 @@ def test_a_registered_metric_and_architecture_are_in_the_table(acts):
     try:
         register('mine', label='Mine', color='#D55E00', marker='P', setting='k')(type('MineSAE', (TopKSAE,), {}))
         register_metric(Metric('mse', 'squared error (per token)', 'sse', 'tokens', log=True, direction=-1))
-        sae = make_sae(SAEConfig('mine', 32, 48, k=4)).finish(Scaler.fit(acts.x), dict(jumprelu_sae=dict(data=acts.identity())))
+        sae = make_sae(SAEConfig('mine', 32, 48, k=4)).finish(acts.scaler, acts.metadata())
         r = evaluate(sae, acts, n_lm=0)
         assert (r.config['arch'], r.config['target']) == ('mine', 4)
         line = next(l for l in str(r).splitlines() if l.startswith('squared error'))

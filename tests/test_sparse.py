@@ -141,7 +141,7 @@ def test_moments_lie_as_the_optimiser_sees_their_weights(tmp_path):
     "The fused optimiser walks weights, gradients and moments in memory order: all must have one layout, also after loading"
     tr = trained('sparse', 5)
     tr.save(tmp_path)
-    again = Trainer({'s': make_sae(tr.saes['s'].cfg).double()}, SyntheticStream(n_true=128, seed=3), tr.cfg)
+    again = Trainer({'s': make_sae(tr.saes['s'].cfg, 1).double()}, SyntheticStream(n_true=128, seed=3), tr.cfg, path='sparse')
     again.load(tmp_path)
     for t in (tr, again):
         (seen, p), = t.opts['s'].columns
@@ -155,7 +155,7 @@ def test_sae_of_another_layout_trains_the_same():
     b.load_state_dict(a.state_dict())
     b.W_enc.data = b.W_enc.data.contiguous()
     for s in (a, b):
-        opt = make_adam(s, TrainConfig(10, 10, lr=1e-2))
+        opt = make_adam(s, TrainConfig(10, 10, lr=1e-2, lr_warmup=.1, sparsity_warmup=.1))
         for _ in range(3): opt.zero_grad(); sparse_loss(s, x)['loss'].backward(); opt.step()
     torch.testing.assert_close(a.W_enc, b.W_enc, rtol=1e-10, atol=1e-12)
 
