@@ -9,7 +9,7 @@ __all__ = ['log', 'SPLIT', 'SHARE', 'SAMPLE', 'source_name', 'read_corpus', 'Tra
 
 # %% ../nbs/15_activations.ipynb #7a2bf323
 import contextlib, logging, re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -436,6 +436,7 @@ def held_out(
         if v is None: raise UserError(f'the SAE does not say with which {name} it was trained: give {name}=')
     _check_numbers(seq_len=seq_len, n_test=n_test)
     parse_site(site)
+    settings = replace(settings, device=device)
     folder = make_folder(folder or cache_dir()/'stores')
     with _threads(settings.threads):
         docs, known = _text_again(said.get('source'), said.get('corpus')
