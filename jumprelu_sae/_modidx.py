@@ -1104,6 +1104,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.stream._scales': ('stream.html#_scales', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream._sites': ('stream.html#_sites', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream.bucket_bytes': ('stream.html#bucket_bytes', 'jumprelu_sae/stream.py'),
+                                     'jumprelu_sae.stream.check_counts': ('stream.html#check_counts', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream.deliver': ('stream.html#deliver', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream.fit_stream': ('stream.html#fit_stream', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream.fits': ('stream.html#fits', 'jumprelu_sae/stream.py'),

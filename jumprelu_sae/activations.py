@@ -174,6 +174,8 @@ class Activations:
         "What to train on, from memory or from disk; UserError where there is no training side"
         if 'train' not in self.stores:
             raise UserError('these activations were made to judge an SAE on: to train, make them with activations()')
+        _check_numbers(batch=batch)
+        if not is_whole(seed): raise UserError(f'seed={seed!r}: want a whole number')
         facts = self.identity()
         if self.in_memory: return TensorStream(self.side.x, batch, seed, self.scaler, facts)
         facts |= dict(order='buckets (in_memory=False)')
