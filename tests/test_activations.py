@@ -1,8 +1,8 @@
 "Activations: by hand on both roads, without massive tokens, identities, refusals that change nothing, from an SAE back"
-import json, logging
+import json, logging, sys
 from collections import Counter
 import pytest, torch
-from jumprelu_sae import activations as A, harvest as H, stream as S
+from jumprelu_sae import harvest as H, stream as S
 from jumprelu_sae.activations import activations, held_out, trained_elsewhere
 from jumprelu_sae.core import ActivationStream, Settings, TensorStream, UserError, differences
 from jumprelu_sae.harvest import harvest, prepare
@@ -11,6 +11,7 @@ from jumprelu_sae.sae import SAEConfig, load_sae, make_sae
 from jumprelu_sae.sites import Site, capture
 from jumprelu_sae.text import Document, generated_corpus, load_corpus, pack, split_documents
 
+A = sys.modules['jumprelu_sae.activations']   # the package's attribute of that name is the function
 QUIET = Settings(progress=False)
 DISK = Settings(progress=False, in_memory=False)
 SIZES = dict(site='resid.1', n_train=3000, n_val=400, n_test=500, seq_len=32)
