@@ -117,7 +117,7 @@ def site_of_hook(
     return f'{kind}.{m[1]}'
 
 # %% ../nbs/15_activations.ipynb #d4def8c5
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Activations:
     "A model, a text and a site, with everything that makes numbers about them right; see `activations` and `held_out`"
     lm: LM              # the language model
@@ -232,8 +232,11 @@ def open_model(
     lm,                  # an LM, or what `load_lm` takes
     settings: Settings,  # device and dtype, for one that has to be loaded
 ) -> LM:
-    "The language model; one that is loaded already is taken as it is"
-    return lm if isinstance(lm, LM) else load_lm(lm, device=settings.device, dtype=settings.dtype)
+    "The language model; one that is loaded already is taken as it is, UserError if another format was asked for"
+    if not isinstance(lm, LM): return load_lm(lm, device=settings.device, dtype=settings.dtype)
+    dtype = str(lm.dtype).removeprefix('torch.')
+    if settings.dtype in ('auto', dtype): return lm
+    raise UserError(f'{lm.name} is loaded in {dtype}, and the settings say {settings.dtype}: load it so, or leave dtype out')
 
 def check_place(
     lm: LM,         # language model
