@@ -236,7 +236,8 @@ def open_model(
     if not isinstance(lm, LM): return load_lm(lm, device=settings.device, dtype=settings.dtype)
     dtype = str(lm.dtype).removeprefix('torch.')
     if settings.dtype in ('auto', dtype): return lm
-    raise UserError(f'{lm.name} is loaded in {dtype}, and the settings say {settings.dtype}: load it so, or leave dtype out')
+    raise UserError(f'{lm.name} is loaded in {dtype}, and the settings say {settings.dtype}: load it so, or leave '
+        'dtype out')
 
 def check_place(
     lm: LM,         # language model
