@@ -281,7 +281,7 @@ def start_marks(
     marks = {}
     for name, t in sae.state_dict().items():
         dot, square, at = 0., 0., 0
-        for part in t.detach().flatten().split(2**22):
+        for part in t.detach().flatten().split(2**20):
             v = part.double()
             dot += float(v @ torch.arange(at, at + len(v), dtype=torch.float64, device=v.device).mul_(1.7).cos_())
             square, at = square + float(v @ v), at + len(v)
