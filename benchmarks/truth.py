@@ -9,9 +9,9 @@ width and seed are trained side by side on the same examples. One thread; about 
 import argparse, time, warnings
 from pathlib import Path
 import torch
-from jumprelu_sae.core import ARCHS, fingerprint, read_json, run_env, write_json
+from jumprelu_sae.core import fingerprint, read_json, run_env, write_json
 from jumprelu_sae.recipe import SHORT, SHORT_RUN
-from jumprelu_sae.sae import SAEConfig, make_sae
+from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, make_sae
 from jumprelu_sae.train import TrainConfig, Trainer, train_saes
 from jumprelu_sae.truth import TrueStream, truth_scores
 
@@ -68,9 +68,9 @@ if __name__ == '__main__':
     d = read_json(OUT) if OUT.exists() else dict(format=1, command='python benchmarks/truth.py', tune={}, rows={})
     d |= what | dict(seeds=SEEDS, tuned_by="the architecture's own objective on held-out examples, least of three learning rates")
     best = {}
-    for arch in ARCHS:
+    for arch in ARCHITECTURES:
         rows = sum((add(d, 'tune', fingerprint([what, SHORT[arch], SHORT_RUN, TUNE_AT[arch], lr]), f'{arch}, lr {lr:g}', lambda: tune(arch, lr)) for lr in LRS), [])
         best[arch] = min(rows, key=lambda r: r['objective'])['lr']
     for width, seed in ((w, s) for w in a.width*(not a.tune_only) for s in SEEDS):
-        for arch in ARCHS:
+        for arch in ARCHITECTURES:
             add(d, 'rows', fingerprint([what, SHORT[arch], SHORT_RUN, GRID[arch], best[arch]]), f'{arch}, width {width}, seed {seed}', lambda: sweep(arch, width, seed, best[arch]))

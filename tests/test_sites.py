@@ -192,11 +192,13 @@ def test_the_last_id_and_the_longest_row_are_read():
 
 @pytest.mark.parametrize('call,match', [
     (lambda: parse_site('foo.1'), 'want a kind of resid, mlp, attn'),
-    (lambda: parse_site(3), 'want a kind and a layer'),
+    (lambda: parse_site(3), 'want a kind of resid'),
     (lambda: capture(lms['llama'], ids, 'resid.4'), 'layers 0 to 3'),
     (lambda: layer_inputs(lms['llama'], ids, 5), 'layers 0 to 3'),
-    (lambda: run_from(lms['llama'], ids, torch.zeros(5, 40, 32), 2, ('mlp.1', lambda v: v)), 'before layer 2'),
+    (lambda: run_from(lms['llama'], ids, torch.zeros(*ids.shape, 32), 2, ('mlp.1', lambda v: v)), 'before layer 2'),
     (lambda: sites_by_hand(lms['gpt2'], ids), 'no forward by hand for gpt2'),
+    (lambda: run_from(lms['llama'], ids, torch.zeros(1, 40, 32), 2), 'hidden states of shape'),
+    (lambda: run_from(lms['llama'], ids, torch.zeros(*ids.shape, 32), 5), 'layers 0 to 3'),
     (lambda: check_ids(lms['llama'], None, 600), 'take seq_len=512 or less'),
 ])
 def test_bad_input_is_one_line(call, match):

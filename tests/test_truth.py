@@ -139,7 +139,7 @@ def test_scores_of_known_saes():
 def test_training_moves_towards_the_truth():
     s = small(n_true=16, l0=2., n_pairs=0, corr=0.)
     sae = make_sae(SAEConfig('topk', 16, 32, k=2)); before = truth_scores(sae, s, 2000)
-    train_saes(Trainer({'s': sae}, s, TrainConfig(300*64, 64, lr=1e-2, beta1=.9, lr_warmup=.05), path='dense'), progress=False)
+    train_saes(Trainer({'s': sae}, s, TrainConfig(300*64, 64, lr=1e-2, beta1=.9, lr_warmup=.05, sparsity_warmup=.1), path='dense'), progress=False)
     after = truth_scores(sae.eval(), s, 2000)
     assert after['mmc_true'] > before['mmc_true'] + .1 and after['f1'] > before['f1'] + .1 and after['fvu'] < .5*before['fvu']
 

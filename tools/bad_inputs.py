@@ -2,7 +2,8 @@
 
 Each case is one line of Python, run in an empty folder with the names of `Bench` below and every public name of the package at hand.
 Right is a `UserError` of one line, before anything expensive; at the command line exit code 2 and one line. Wrong are tracebacks,
-several lines, and above all silence. A case of `EITHER` may also be answered, if the answer is right (its own assert).
+several lines, a refusal that comes after a harvest, and above all silence. A case of `EITHER` may also be answered, if the answer is
+right (its own assert). Behind `##` stands a pattern that the refusal must hold, where another reason could come first.
 
 `python tools/bad_inputs.py [TEXT]` runs all cases, or those that hold TEXT in kind or line, and prints a table by kind; exit code 1 if one
 was answered wrongly. `--save` writes results/bad_inputs.json. `--line "CODE"` runs one line and shows its traceback: how to reproduce a fault."""
@@ -13,6 +14,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -67,18 +69,21 @@ class Bench:
 
     def once(self, key, make):
         if key not in self.made:
-            here = os.getcwd()
+            here, cache = os.getcwd(), os.environ.get('JUMPRELU_SAE_CACHE', '')
             os.chdir(self.root)
+            os.environ['JUMPRELU_SAE_CACHE'] = str(self.root/'cache')
             try: self.made[key] = make()
-            finally: os.chdir(here)
+            finally:
+                os.chdir(here)
+                os.environ['JUMPRELU_SAE_CACHE'] = cache
         return self.made[key]
 
     def lm(self): # the tiny Gemma 2
         return self.once('lm', lambda: js().load_lm('tiny-gemma2'))
 
-    def acts(self, site='resid.2', corpus='generated', seq_len=32, **more): # a few thousand activations
-        def make(): return js().activations(self.lm(), corpus, site=site, n_train=2048, n_val=512, n_test=1024, seq_len=seq_len, **more)
-        return self.once(('acts', site, str(corpus), seq_len, *more.items()), make)
+    def acts(self, site='resid.2', corpus='generated', seq_len=32, model=None, **more): # a few thousand activations
+        def make(): return js().activations(model or self.lm(), corpus, site=site, n_train=2048, n_val=512, n_test=1024, seq_len=seq_len, **more)
+        return self.once(('acts', site, str(corpus), seq_len, model, *more.items()), make)
 
     def done(self, arch='topk'): # a finished SAE, trained on acts()
         settings = dict(l0=8) if arch in ('topk', 'batchtopk', 'jumprelu') else dict(coef=.5)
@@ -430,21 +435,20 @@ js.train_sae('topk', torch.randn(512, 32), d_sae=64, l0=8)
 js.train_sae('topk', None, d_sae=64, l0=8)
 js.train_sae(done(), acts())
 js.train_sae(untrained('topk', 8, 16, k=2), acts())
-js.evaluate(untrained('topk', k=4), acts())
-js.evaluate(3, acts())
-js.evaluate(done(), 3)
-js.evaluate(done(), torch.randn(512, 32))
-js.evaluate(done(), acts(), n_lm=0)
+js.evaluate(untrained('topk', k=4), acts(), n_lm=256)
+js.evaluate(3, acts(), n_lm=256)
+js.evaluate(done(), 3, n_lm=256)
+js.evaluate(done(), torch.randn(512, 32), n_lm=256)
 js.evaluate(done(), acts(), n_lm=-1)
 js.evaluate(done(), acts(), n_lm=2.5)
 js.evaluate(done(), acts(), n_lm=10**9)
-js.evaluate(done(), acts(), device='gpu')
-js.evaluate(done(), acts(site='mlp.2'))
-js.evaluate(done(), acts(site='resid.1'))
-js.evaluate(done(), acts(seq_len=16))
-js.evaluate(done(), acts(corpus=[f'{d.text} Once more.' for d in generated_corpus()]))
-js.evaluate(done(), acts(massive=5.))
-js.evaluate(done(), js.activations('tiny-llama', 'generated', site='resid.2', n_train=2048, n_val=512, n_test=1024, seq_len=32))
+js.evaluate(done(), acts(), n_lm=256, device='gpu')
+js.evaluate(done(), acts(site='mlp.2'), n_lm=256) ## site
+js.evaluate(done(), acts(site='resid.1'), n_lm=256) ## site
+js.evaluate(done(), acts(seq_len=16), n_lm=256) ## seq_len
+js.evaluate(done(), acts(corpus=[f'{d.text} Once more.' for d in generated_corpus()]), n_lm=256) ## corpus
+js.evaluate(done(), acts(massive=5.), n_lm=256) ## massive
+js.evaluate(done(), acts(model='tiny-llama'), n_lm=256) ## model
 done().encode(torch.randn(4, 7))
 done().encode(torch.randn(7))
 done().encode(torch.tensor(1.))
@@ -501,7 +505,8 @@ x = acts().part('test')['x'][:8]; assert torch.equal(done().encode(x[None]), don
 a = js.activations(lm(), [d.text for d in generated_corpus()], site='resid.2', n_train=2048, n_val=512, n_test=1024, seq_len=32); assert a.d_in == 32
 js.load_lm(lm().model, tokenizer=lm().tokenizer)
 js.load_lm(Path(model_dir())); assert True
-e = js.evaluate(done(), acts(site='mlp.2'), elsewhere=True); assert 'elsewhere' in str(e.config)
+e = js.evaluate(done(), acts(), n_lm=0); assert 'delta_lm_loss' not in e.metrics and e.metrics['n_tokens'] > 900
+e = js.evaluate(done(), acts(site='mlp.2'), n_lm=256, elsewhere=True); assert 'elsewhere' in str(e.config)
 """
 
 CORPUS = r"""
@@ -868,7 +873,7 @@ cli('evaluate ' + write('file', 'x'))
 cli('evaluate ' + sae_dir() + ' --n-test -1')
 cli('evaluate ' + sae_dir() + ' --n-test 0')
 cli('evaluate ' + sae_dir() + ' --n-test many')
-cli('evaluate ' + sae_dir() + ' --n-lm -1')
+cli('evaluate ' + sae_dir() + ' --n-test 1024 --n-lm -1') ## n_lm
 cli('evaluate ' + sae_dir() + ' --n-lm 999999999')
 cli('evaluate ' + sae_dir() + ' --n-test 1024 --n-lm 4096')
 cli('evaluate ' + sae_dir() + ' --site mlp.99')
@@ -900,13 +905,18 @@ cli('harvest --model tiny-gemma2 --corpus generated --site resid.2 --tokens -1')
 cli('harvest --model tiny-gemma2 --corpus no/such.txt --site resid.2 --tokens 2048')
 cli('harvest --model no-such/model --corpus generated --site resid.2 --tokens 2048')
 cli('harvest --nonsense')
-cli('train jumprelux --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048')
-cli('train topk --model tiny-gemma2 --corpus generated --site resid.99 --tokens 2048 --d-sae 64 --l0 8')
-cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --d-sae 64 --l0 65')
-cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --d-sae 64 --l0 -4')
-cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --d-sae 0 --l0 4')
-cli('train relu --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --d-sae 64 --l0 8')
+cli('train jumprelux --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 32')
+cli('train topk --model tiny-gemma2 --corpus generated --site resid.99 --tokens 2048 --n-test 1024 --seq-len 32 --d-sae 64 --l0 8')
+cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 32 --d-sae 64 --l0 65') ## l0
+cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 32 --d-sae 64 --l0 -4') ## l0
+cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 32 --d-sae 0 --l0 4') ## d_sae
+cli('train relu --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 32 --d-sae 64 --l0 8') ## coef
 cli('train')
+cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 32 --d-sae 64 --l0 8 --batch 0') ## batch
+cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 32 --d-sae 64 --l0 8 --recipe paper') ## warmup
+cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 32 --d-sae 64 --l0 8 --batch 4096') ## batch
+cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 4096 --d-sae 64 --l0 8') ## seq_len
+cli('train topk --model tiny-gemma2 --corpus generated --site resid.2 --tokens 2048 --n-test 1024 --seq-len 32 --d-sae 64 --l0 8 --out ' + write('o', 'x')) ## folder
 """
 
 EXTRAS = """
@@ -932,6 +942,7 @@ class Case:
     kind: str # of input
     line: str # what is run
     either: bool = False # may also be answered, if the answer is right
+    says: str = '' # a pattern that the refusal must hold
     made: str = 'by hand' # or 'generated'
 
 def values(kind):
@@ -969,8 +980,10 @@ def cases():
     "Every case: list of Case"
     out = []
     for kind, (refuse, either) in KINDS.items():
-        out += [Case(kind, line) for line in refuse.strip().splitlines()]
-        out += [Case(kind, line, True) for line in either.strip().splitlines()]
+        for text, may in ((refuse, False), (either, True)):
+            for line in text.strip().splitlines():
+                code, _, says = line.partition(' ## ')
+                out.append(Case(kind, code, may, says))
     return out + generated()
 
 # -- running them ----------------------------------------------------------------------------------------------------------------
@@ -1008,7 +1021,8 @@ def apart(folder):
         logging.getLogger(LIB).setLevel(level)
         shutil.rmtree(folder, ignore_errors=True)
 
-VERDICTS = ('ok', 'silent', 'traceback', 'lines', 'hung', 'broken')
+VERDICTS = ('ok', 'silent', 'traceback', 'lines', 'late', 'masked', 'hung', 'broken')
+EARLY = ('settings', 'arguments', 'lines', 'extras') # kinds that must be refused before anything is harvested
 
 def judge(case, names):
     "Run a case where one stands: (verdict, what was said)"
@@ -1023,6 +1037,8 @@ def judge(case, names):
     except UserError as e:
         said = str(e)
         if '\n' in said or len(said) < 15 or 'Traceback' in said: return 'lines', repr(said)
+        if case.says and not re.search(case.says, said): return 'masked', f'says nothing of {case.says}: {said}'
+        if case.kind in EARLY and any(Path(os.environ['JUMPRELU_SAE_CACHE']).rglob('shard-*.safetensors')): return 'late', f'after the harvest: {said}'
         return 'ok', said
     except AssertionError as e: return 'silent', f'a wrong answer: {e}'
     except Wrong as e: return 'lines', str(e)
