@@ -45,7 +45,8 @@ def test_settings_are_refused(bad):
     assert '\n' not in str(e.value) and (next(iter(bad)) in str(e.value) or 'make no batch' in str(e.value))
 
 def test_warmups_are_refused_with_the_numbers():
-    with pytest.raises(UserError, match='sparsity_warmup lasts 10,000 steps and the run has 4,000 .16,384,000 tokens in batches of 4,096.: ask for at least 40,960,000 tokens'): TrainConfig(16_384_000)
+    with pytest.raises(UserError, match='sparsity_warmup lasts 10,000 steps and the run has 4,000 .16,384,000 tokens '
+        'in batches of 4,096.: ask for at least 40,960,000 tokens'): TrainConfig(16_384_000)
     c = TrainConfig(640, batch=64, lr_warmup=10, sparsity_warmup=10)
     assert (c.n_steps, lr_factor(9, c) < 1, sparsity_factor(5, c)) == (10, True, .5)
     with pytest.raises(Exception): c.batch = 3
@@ -111,7 +112,8 @@ def half():
     return Trainer({n: s.bfloat16() for n, s in tr.saes.items()}, tr.stream, tr.cfg)
 x = torch.randn(500, 32, generator=torch.Generator().manual_seed(0))
 OTHER = dict(data_seed=(lambda: trainer(stream=SyntheticStream(batch=64, seed=6)), 'data.seed: 5 in the checkpoint, 6 now'), corpus=(lambda: trainer(stream=TensorStream(x, 64)), 'data.stream'),
-    tokens=(lambda: trainer(n=21), 'train.n_tokens: 1280 in the checkpoint, 1344 now'), lr=(lambda: trainer(lr=4e-3), 'train.lr'), path=(lambda: trainer(path='dense'), 'path'), seed=(lambda: trainer(seed=2), 'seeds.relu: 1'),
+    tokens=(lambda: trainer(n=21), 'train.n_tokens: 1280 in the checkpoint, 1344 '
+        'now'), lr=(lambda: trainer(lr=4e-3), 'train.lr'), path=(lambda: trainer(path='dense'), 'path'), seed=(lambda: trainer(seed=2), 'seeds.relu: 1'),
     saes=(lambda: trainer(('relu', 'topk')), 'saes.gated'), cls=(other_class, 'saes.relu.of.name'), start=(other_start, 'saes.topk.start.W_enc'), loss=(other_loss, 'saes.relu.of.own'), dtype=(half, 'saes.relu.dtype'))
 
 @pytest.mark.parametrize('what', OTHER)
@@ -223,7 +225,8 @@ def test_wrong_batches(batch):
     same(tr.tensors(), was)
 
 def test_unlike_streams():
-    with pytest.raises(UserError, match='deals batches of 256 and the run wants 64'): trainer(stream=SyntheticStream(seed=5))
+    with pytest.raises(UserError, match='deals batches of 256 and the run wants '
+        '64'): trainer(stream=SyntheticStream(seed=5))
     with pytest.raises(UserError, match='set d_in=16'): trainer(stream=SyntheticStream(d_in=16, batch=64))
     for saes in ({}, {'': make_sae(config('relu'))}, {1: make_sae(config('relu'))}, dict.fromkeys('ab', make_sae(config('relu'))), {'a': make_sae(config('relu')).finish()}):
         with pytest.raises(UserError): Trainer(saes, SyntheticStream(batch=64), TrainConfig(640, **RUN))
@@ -285,7 +288,8 @@ def test_code_is_identity():
         return Mine
     scope = {}
     for name, power in (('a', 2), ('b', 3), ('c', 2)):
-        exec(f'class Mine(ReLUSAE):\n    def gate(self, pre): return pre.relu(), (pre.relu()**{power}).mean()', globals() | dict(__name__='elsewhere'), scope)
+        exec(f'class Mine(ReLUSAE):\n    def gate(self, pre): return pre.relu(), '
+            f'(pre.relu()**{power}).mean()', globals() | dict(__name__='elsewhere'), scope)
         scope[name] = sae_facts(scope['Mine'](config('relu')))['of']
     assert scope['a'] == scope['c'] != scope['b']
 
