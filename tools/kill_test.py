@@ -82,14 +82,15 @@ def child(args, shot):
 
 
 def run(out, cache, shot=None):
-    "One child; its exit code and the steps at which it resumed"
+    "One child; its exit code and the steps in the middle of a training at which it resumed"
     command = [sys.executable, str(Path(__file__).resolve()), '--child', json.dumps(shot and vars(shot))]
     command += ['reproduce', '--preset', 'tiny', '--quiet', '--out', str(out)]
     path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
     env = dict(os.environ, JUMPRELU_SAE_CACHE=str(cache), PYTHONPATH=path)
     p = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if p.returncode in (1, 2): raise SystemExit(f'the run failed instead of going on ({shot}):\n{p.stdout}')
-    return p.returncode, [int(n) for n in re.findall(r'resumed at step (\d+)', p.stdout)]
+    resumed = [(int(n), int(end)) for n, end in re.findall(r'resumed at step (\d+) of (\d+)', p.stdout)]
+    return p.returncode, [n for n, end in resumed if 0 < n < end]
 
 
 def numbers(out): # everything measured, without dates and commits
@@ -105,7 +106,7 @@ def kill_test(folder, times, seed=0, say=print):
     while kills < times:
         shot = draw(rng)
         code, steps = run(folder/'killed', folder/'cache-killed', shot)
-        resumed += [n for n in steps if n > 0]
+        resumed += steps
         kills += code != 0
         say(f"{kills}: {shot.sig} {shot.where} {shot.what} {shot.number}, exit code "
             f"{code}{', resumed at step ' + ', '.join(map(str, steps)) if steps else ''}")
@@ -116,7 +117,7 @@ def kill_test(folder, times, seed=0, say=print):
             if finished % 2: shutil.rmtree(folder/'cache-killed')   # now and then the harvest, too, begins again
     code, steps = run(folder/'killed', folder/'cache-killed')
     assert code == 0
-    return numbers(folder/'killed'), alone, resumed + [n for n in steps if n > 0]
+    return numbers(folder/'killed'), alone, resumed + steps
 
 
 if __name__ == '__main__':
