@@ -64,7 +64,7 @@ def child(args, shot):
 
     def told(self, folder):
         load(self, folder)
-        if self.folder_of_kill: print(f'resumed at step {self.step} of {self.cfg.n_steps}', flush=True) # train_saes asked
+        if self.folder_of_kill: print(f'[kill test] goes on at step {self.step} of {self.cfg.n_steps}', flush=True) # train_saes asked
 
     @contextlib.contextmanager
     def write(path):
@@ -89,7 +89,7 @@ def run(out, cache, shot=None):
     env = dict(os.environ, JUMPRELU_SAE_CACHE=str(cache), PYTHONPATH=path)
     p = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if p.returncode in (1, 2): raise SystemExit(f'the run failed instead of going on ({shot}):\n{p.stdout}')
-    resumed = [(int(n), int(end)) for n, end in re.findall(r'resumed at step (\d+) of (\d+)', p.stdout)]
+    resumed = [(int(n), int(end)) for n, end in re.findall(r'\[kill test\] goes on at step (\d+) of (\d+)', p.stdout)]
     return p.returncode, [n for n, end in resumed if 0 < n < end]
 
 
