@@ -429,6 +429,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'jumprelu_sae.evaluate.massive_rule': ('evaluate.html#massive_rule', 'jumprelu_sae/evaluate.py'),
                                        'jumprelu_sae.evaluate.metric_values': ('evaluate.html#metric_values', 'jumprelu_sae/evaluate.py'),
                                        'jumprelu_sae.evaluate.per_document': ('evaluate.html#per_document', 'jumprelu_sae/evaluate.py'),
+                                       'jumprelu_sae.evaluate.sparsity_target': ( 'evaluate.html#sparsity_target',
+                                                                                  'jumprelu_sae/evaluate.py'),
                                        'jumprelu_sae.evaluate.splice_fn': ('evaluate.html#splice_fn', 'jumprelu_sae/evaluate.py'),
                                        'jumprelu_sae.evaluate.spread_positions': ( 'evaluate.html#spread_positions',
                                                                                    'jumprelu_sae/evaluate.py'),

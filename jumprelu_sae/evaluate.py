@@ -7,8 +7,8 @@ __all__ = ['log', 'FREQ_EDGES', 'SUMS', 'HOW', 'token_sums', 'training_mean', 'e
            'counted_losses', 'per_document', 'ResumedForward', 'LMEval', 'ConstantReconstruction', 'ablation',
            'kl_divergence', 'divergences', 'effective_l0', 'centred_logit', 'attribution', 'spread_positions',
            'effective_sparsity', 'full_metrics', 'captured', 'judged_elsewhere', 'Evaluation', 'Evaluator',
-           'massive_rule', 'check_place', 'evaluate', 'metric_values', 'evaluation_table', 'evaluation_figure',
-           'evaluate_saved']
+           'massive_rule', 'sparsity_target', 'check_place', 'evaluate', 'metric_values', 'evaluation_table',
+           'evaluation_figure', 'evaluate_saved']
 
 # %% ../nbs/30_evaluate.ipynb #8046f980
 import copy, logging, math
@@ -497,11 +497,21 @@ def massive_rule(
     said = _ours(sae).get('massive')
     return MassiveRule(said['factor'], said['median']) if isinstance(said, dict) else acts.rule
 
+def sparsity_target(
+    arch: str,  # architecture
+    ours: dict, # what the SAE says of its training
+) -> float|None: # None: it does not say
+    "The value of the setting that made an SAE sparse: by its recipe, else by any recipe of its architecture"
+    how, own = look(arch), ours.get('config') or {}
+    settings = {name: r.get('setting', how.setting) for name, r in how.recipes.items()}
+    asked = [settings.get(ours.get('recipe')), how.setting, *settings.values()]
+    return next((own[s] for s in asked if own.get(s) is not None), None)
+
 def _facts(sae, acts) -> dict:
     "What a result says of an SAE: which it is, and on what it was judged"
     ours, cfg = _ours(sae), getattr(sae, 'cfg', None)
-    arch, own = getattr(cfg, 'arch', type(sae).__name__), ours.get('config') or {}
-    facts = dict(arch=arch, target=own.get(look(arch).setting), seed=ours.get('seed', 0), key=ours.get('key'))
+    arch = getattr(cfg, 'arch', type(sae).__name__)
+    facts = dict(arch=arch, target=sparsity_target(arch, ours), seed=ours.get('seed', 0), key=ours.get('key'))
     facts |= dict(d_in=acts.d_in, d_sae=getattr(cfg, 'd_sae', None), site=str(acts.site), seq_len=acts.seq_len)
     weights = next(iter(sae.parameters()), None) if hasattr(sae, 'parameters') else None
     if weights is not None: facts |= dict(dtype=str(weights.dtype).removeprefix('torch.'))

@@ -1,11 +1,10 @@
 "Metrics against oracles written without the library, at every kind of site and family."
-import copy, json, logging
+import copy, importlib, logging
 from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from jumprelu_sae import evaluate as E
 from jumprelu_sae.activations import activations
 from jumprelu_sae.core import Scaler, Settings, UserError, write_json
 from jumprelu_sae.evaluate import (ConstantReconstruction, Evaluation, Evaluator, LMEval, attribution, captured, effective_l0, evaluate, evaluate_activations,
@@ -16,6 +15,8 @@ from jumprelu_sae.lm import load_lm
 from jumprelu_sae.sites import capture, parse_site, site_module, splice, token_losses
 from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, TopKSAE, make_sae, register
 from jumprelu_sae.text import Tokens, generated_corpus, pack
+
+E = importlib.import_module('jumprelu_sae.evaluate') # the module: the door has a function of that name
 
 def keep(s): return SimpleNamespace(encode=lambda x: s*x, decode=lambda f: f)
 
