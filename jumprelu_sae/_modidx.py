@@ -408,7 +408,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'jumprelu_sae.evaluate.attribution': ('evaluate.html#attribution', 'jumprelu_sae/evaluate.py'),
                                        'jumprelu_sae.evaluate.captured': ('evaluate.html#captured', 'jumprelu_sae/evaluate.py'),
                                        'jumprelu_sae.evaluate.centred_logit': ('evaluate.html#centred_logit', 'jumprelu_sae/evaluate.py'),
-                                       'jumprelu_sae.evaluate.check_place': ('evaluate.html#check_place', 'jumprelu_sae/evaluate.py'),
+                                       'jumprelu_sae.evaluate.check_fit': ('evaluate.html#check_fit', 'jumprelu_sae/evaluate.py'),
                                        'jumprelu_sae.evaluate.counted_losses': ('evaluate.html#counted_losses', 'jumprelu_sae/evaluate.py'),
                                        'jumprelu_sae.evaluate.divergences': ('evaluate.html#divergences', 'jumprelu_sae/evaluate.py'),
                                        'jumprelu_sae.evaluate.effective_l0': ('evaluate.html#effective_l0', 'jumprelu_sae/evaluate.py'),
