@@ -19,7 +19,8 @@ EFFECTS = (.99, .98)
 def main(draws: int, out: Path) -> dict:
     t = time.monotonic()
     parts = dict(one_seed=dict(),
-        three_seeds=dict(truths={k: TRUTHS[k] for k in ('ties', 'wins')}, noises=(.05,), seeds=3, seed_noise=.02, seed=1_000_000),
+        three_seeds=dict(truths={k: TRUTHS[k] for k in ('ties', 'wins')}, noises=(.05,), seeds=3, seed_noise=.02,
+        seed=1_000_000),
         effects=dict(truths={f'{100*(1-r):.1f} % lower': (SUBJECT, r) for r in EFFECTS}, noises=(.05,), seed=2_000_000))
     d = dict(format=1, command=f'python benchmarks/falsifier.py --draws {draws}', draws=draws)
     for name, kw in parts.items():

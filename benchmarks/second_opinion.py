@@ -18,7 +18,8 @@ OUT = Path(__file__).parent.parent/'results'/'evaluate'/'second_opinion.json'
 TOLERANCE = 1e-3  # relative
 
 
-def versions(*names: str) -> dict: return {n: metadata.version(n) for n in ('torch', 'transformers', 'safetensors', *names)}
+def versions(*names: str) -> dict:
+    return {n: metadata.version(n) for n in ('torch', 'transformers', 'safetensors', *names)}
 
 
 # --- The second computation. Nothing from here to `saelens` may know our package.
@@ -47,14 +48,17 @@ def by_hand(task: Path) -> dict:
     (encode, decode, mu), layer = read_sae(facts['sae']), model.model.layers[facts['layer']]
     use, sums, losses = t['counts'] & ~t['massive'], torch.zeros(3, dtype=torch.float64), [0., 0., 0]
     for ids, counts, here in zip(t['ids'], t['counts'], use):
-        labels = torch.where(counts[1:] & counts[:-1], ids[1:], -100)     # the prediction of ids[i+1] counts when both tokens do
+        # the prediction of ids[i+1] counts when both tokens do
+        labels = torch.where(counts[1:] & counts[:-1], ids[1:], -100)
         labels, n = torch.cat([torch.tensor([-100]), labels])[None], int((labels >= 0).sum())
         def swap(module, args, out):
             v = out[0] if isinstance(out, tuple) else out
             x = v[0, here]
-            f = encode(x); back = decode(f)
+            f = encode(x)
+            back = decode(f)
             sums.add_(torch.stack([(f > 0).sum(), ((x - back).double()**2).sum(), ((x - mu).double()**2).sum()]))
-            v = v.clone(); v[0, here] = back
+            v = v.clone()
+            v[0, here] = back
             return (v, *out[1:]) if isinstance(out, tuple) else v
         with torch.no_grad():
             clean = model(input_ids=ids[None], labels=labels).loss.item()
@@ -62,7 +66,8 @@ def by_hand(task: Path) -> dict:
             spliced = model(input_ids=ids[None], labels=labels).loss.item()
             hook.remove()
         losses = [losses[0] + clean*n, losses[1] + spliced*n, losses[2] + n]
-    return dict(l0=float(sums[0]/use.sum()), fvu=float(sums[1]/sums[2]), lm_loss_clean=losses[0]/losses[2], delta_lm_loss=(losses[1] - losses[0])/losses[2])
+    return dict(l0=float(sums[0]/use.sum()), fvu=float(sums[1]/sums[2]), lm_loss_clean=losses[0]/losses[2],
+        delta_lm_loss=(losses[1] - losses[0])/losses[2])
 
 
 def saelens(task: Path) -> dict:
@@ -74,8 +79,10 @@ def saelens(task: Path) -> dict:
     facts, t = json.loads((task/'task.json').read_text()), load_file(task/'rows.safetensors')
     hook = f"model.layers.{facts['layer']}"
     sae = SAE.load_from_disk(facts['sae'], device='cpu')
-    sae.cfg.metadata.hook_name = hook                                     # the module's name, as this loader of models wants it
-    model = load_model('AutoModelForCausalLM', facts['model'], device='cpu', model_from_pretrained_kwargs=dict(dtype=torch.float32), hook_names=[hook])
+    # the module's name, as this loader of models wants it
+    sae.cfg.metadata.hook_name = hook
+    model = load_model('AutoModelForCausalLM', facts['model'], device='cpu',
+        model_from_pretrained_kwargs=dict(dtype=torch.float32), hook_names=[hook])
     rows = t['ids'][~t['massive'].any(1)]
     class Rows:                                                            # all that the evaluation asks of a store
         store_batch_size_prompts, context_size, at = 1, rows.shape[1], 0
@@ -83,17 +90,20 @@ def saelens(task: Path) -> dict:
             self.at += n
             return rows[self.at-n:self.at]
         def reset_input_dataset(self): self.at = 0
-    cfg = EvalConfig(batch_size_prompts=1, n_eval_reconstruction_batches=len(rows), compute_ce_loss=True, n_eval_sparsity_variance_batches=len(rows), compute_sparsity_metrics=True, compute_variance_metrics=True)
+    cfg = EvalConfig(batch_size_prompts=1, n_eval_reconstruction_batches=len(rows), compute_ce_loss=True,
+        n_eval_sparsity_variance_batches=len(rows), compute_sparsity_metrics=True, compute_variance_metrics=True)
     m = run_evals(sae, Rows(), model, ActivationScaler(), cfg, exclude_special_tokens=facts['specials'])[0]
     ce, q = m['model_performance_preservation'], m['reconstruction_quality']
-    return dict(l0=m['sparsity']['l0'], fvu=1 - q['explained_variance'], lm_loss_clean=ce['ce_loss_without_sae'], delta_lm_loss=ce['ce_loss_with_sae'] - ce['ce_loss_without_sae'])
+    return dict(l0=m['sparsity']['l0'], fvu=1 - q['explained_variance'], lm_loss_clean=ce['ce_loss_without_sae'],
+        delta_lm_loss=ce['ce_loss_with_sae'] - ce['ce_loss_without_sae'])
 
 
 def worker(what: str, task: Path) -> None:
     torch.set_num_threads(1)
     got = dict(by_hand=by_hand, saelens=saelens)[what](task)
     assert not any(m.startswith('jumprelu_sae') for m in sys.modules), 'the second computation imported ours'
-    (task/f'{what}.json').write_text(json.dumps(dict(metrics=got, versions=versions(*(['sae-lens', 'transformer-lens'] if what == 'saelens' else [])))))
+    (task/f'{what}.json').write_text(json.dumps(dict(metrics=got,
+        versions=versions(*(['sae-lens', 'transformer-lens'] if what == 'saelens' else [])))))
 
 
 # --- Ours
@@ -128,9 +138,11 @@ def ours(a, task: Path) -> tuple[dict, dict, dict]:
     calm = ~massive.any(1)
     row = tokens.mask.nonzero()[:, 0]
     xc = x[calm[row]]
-    facts = dict(sae=sae.metadata['jumprelu_sae'].get('name'), sae_sha256=sha256(task/'sae_weights.safetensors'), arch=sae.cfg.arch)
+    facts = dict(sae=sae.metadata['jumprelu_sae'].get('name'), sae_sha256=sha256(task/'sae_weights.safetensors'),
+        arch=sae.cfg.arch)
     facts |= dict(d_sae=sae.cfg.d_sae, site=str(site), model=lm.name, revision=lm.info.get('revision'), dtype='float32')
-    facts |= dict(corpus=acts.corpus, rows_of_tokens=len(tokens), seq_len=seq_len, tokens=tokens.n_tokens, tokens_sha256=tokens.sha)
+    facts |= dict(corpus=acts.corpus, rows_of_tokens=len(tokens), seq_len=seq_len, tokens=tokens.n_tokens,
+        tokens_sha256=tokens.sha)
     facts |= dict(predictions=int(ev.counts.sum()), massive=int(massive.sum()), rows_without_massive=int(calm.sum()))
     every = metrics(torch.ones_like(calm), x, doc, training_mean(sae))
     return every, metrics(calm, xc, doc[calm[row]], xc.mean(0, dtype=torch.float64).float()), facts
@@ -149,7 +161,8 @@ def meta_folder(lm) -> str:
 
 
 def compare(name: str, mine: dict, theirs: dict) -> list[dict]:
-    rows = [dict(against=name, metric=k, ours=mine[k], theirs=theirs[k], relative=abs(mine[k] - theirs[k])/abs(theirs[k])) for k in mine]
+    rows = [dict(against=name, metric=k, ours=mine[k], theirs=theirs[k],
+        relative=abs(mine[k] - theirs[k])/abs(theirs[k])) for k in mine]
     for r in rows: print(f"{name:12}{r['metric']:16}{r['ours']:12.6f}{r['theirs']:12.6f}{r['relative']:10.1e}")
     return rows
 
@@ -157,7 +170,8 @@ def compare(name: str, mine: dict, theirs: dict) -> list[dict]:
 def main(a) -> None:
     from jumprelu_sae.core import run_env, write_json
     with tempfile.TemporaryDirectory() as tmp:
-        task, env = Path(tmp), {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(CUDA_VISIBLE_DEVICES='')
+        task, env = Path(tmp), {k: v for k, v in os.environ.items()
+            if k != 'PYTHONPATH'} | dict(CUDA_VISIBLE_DEVICES='')
         mine, mine_calm, facts = ours(a, task)
         def ask(python, what):
             subprocess.run([python, __file__, str(task), '--worker', what], check=True, env=env)
@@ -167,9 +181,11 @@ def main(a) -> None:
         if a.peer_python:
             other = ask(a.peer_python, 'saelens')
             rows, said = rows + compare('SAELens', mine_calm, other['metrics']), said | dict(saelens=other['versions'])
-    command = f"python benchmarks/second_opinion.py FOLDER --rows {a.rows}" + (' --peer-python PATH' if a.peer_python else '')
+    command = f"python benchmarks/second_opinion.py FOLDER --rows {a.rows}" + (' --peer-python PATH'
+        if a.peer_python else '')
     what = 'relative: difference over the other value; SAELens: rows without massive tokens, FVU about their own mean'
-    write_json(a.out, dict(format=1, command=command, what=what, tolerance=TOLERANCE, **facts, versions=said, env=run_env(), rows=rows))
+    write_json(a.out, dict(format=1, command=command, what=what, tolerance=TOLERANCE, **facts, versions=said,
+        env=run_env(), rows=rows))
     worst = max(r['relative'] for r in rows)
     print(f'largest relative difference {worst:.1e}, tolerance {TOLERANCE:.0e}')
     if worst > TOLERANCE: sys.exit(1)

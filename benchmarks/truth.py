@@ -48,7 +48,9 @@ def tune(arch, lr):
 def sweep(arch, width, seed, lr):
     "One architecture at all its sparsities"
     saes, stream, how, s = train(arch, width, GRID[arch], seed, lr)
-    def row(v, sae): return dict(arch=arch, width=width, setting=v, seed=seed, **how, metrics=truth_scores(sae, stream, N_TEST), cpu_seconds=s)
+    def row(v, sae):
+        return dict(arch=arch, width=width, setting=v, seed=seed, **how, metrics=truth_scores(sae, stream, N_TEST),
+            cpu_seconds=s)
     return [row(v, sae) for v, sae in saes.items()]
 
 
@@ -74,7 +76,8 @@ if __name__ == '__main__':
     warnings.filterwarnings('once', category=UserWarning)
     what = dict(stream=STREAM, steps=STEPS, n_test=N_TEST)
     d = read_json(OUT) if OUT.exists() else dict(format=1, command='python benchmarks/truth.py', tune={}, rows={})
-    d |= what | dict(seeds=SEEDS, tuned_by="the architecture's own objective on held-out examples, least of three learning rates")
+    d |= what | dict(seeds=SEEDS,
+        tuned_by="the architecture's own objective on held-out examples, least of three learning rates")
     best = {}
     for arch in GRID:
         rows = []
