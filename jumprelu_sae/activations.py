@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from torch import Tensor
-from jumprelu_sae.core import (Scaler, Settings, TensorStream, UserError, cache_dir, differences, fingerprint, is_whole,
-    make_folder)
-from .text import Document, Tokens, load_corpus, pack, split_documents
+from .core import (Scaler, Settings, TensorStream, UserError, cache_dir, differences, fingerprint, is_number,
+    is_whole, make_folder)
+from .text import Document, Tokens, corpus_identity, load_corpus, pack, split_documents
 from .lm import LM, load_lm
-from .sites import Site, capture, parse_site, site_dim
+from .sites import Site, capture, check_ids, hook_names, parse_site, site_dim
 from .sae import SAE, load_sae
 from jumprelu_sae.harvest import (ActivationStore, MassiveRule, _check_space, check_factor, fit_massive, harvest, prepare,
     store_bytes)

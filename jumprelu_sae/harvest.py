@@ -18,7 +18,7 @@ from .core import (Scaler, UserError, differences, fingerprint, is_number, is_wh
     read_json, save_tensors, sha256, write_json)
 from .text import Tokens, special_ids
 from .lm import LM
-from .sites import Site, capture, parse_site, site_dim
+from .sites import Site, capture, check_ids, parse_site, site_dim
 
 log = logging.getLogger('jumprelu_sae')
 

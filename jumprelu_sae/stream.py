@@ -18,7 +18,7 @@ from .core import Scaler, UserError, check_state, fingerprint, is_whole, load_te
 from .text import Tokens
 from .lm import LM
 from .sites import Site, capture, parse_site, site_dim
-from .harvest import ActivationStore, MassiveRule, model_identity, prepare
+from .harvest import ActivationStore, MassiveRule, prepare
 
 # %% ../nbs/14_stream.ipynb #5c96c932
 class TableRows:
