@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Result, UserError, check_device, differences, is_whole, make_folder, run_env, writing
+from .activations import Activations, held_out, trained_elsewhere, trained_on
+from .core import Result, UserError, check_device, is_whole, make_folder, run_env, writing
 from .harvest import MassiveRule
 from .intervals import METRICS, bootstrap_ratio, metric_interval
 from .lm import LM
-from .sites import Site, capture, layer_inputs, parse_site, run_from, site_dim, token_losses
 from .sae import load_sae, look
 from .sites import Site, capture, layer_inputs, parse_site, run_from, token_losses
 from .text import Tokens

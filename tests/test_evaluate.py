@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jumprelu_sae import evaluate as E
-from jumprelu_sae.core import Result, Scaler, UserError
+from jumprelu_sae.activations import activations
+from jumprelu_sae.core import Scaler, Settings, UserError, write_json
 from jumprelu_sae.evaluate import (ConstantReconstruction, Evaluation, Evaluator, LMEval, attribution, captured, effective_l0, evaluate, evaluate_activations,
     evaluate_saved, evaluation_table, kl_divergence, splice_fn, spread_positions, spread_rows, training_mean)
 from jumprelu_sae.harvest import MassiveRule
@@ -14,7 +15,7 @@ from jumprelu_sae.intervals import METRICS, Metric, bootstrap_ratio, register_me
 from jumprelu_sae.lm import load_lm
 from jumprelu_sae.sites import capture, parse_site, site_module, splice, token_losses
 from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, TopKSAE, make_sae, register
-from jumprelu_sae.text import ByteTokenizer, Tokens, generated_corpus, load_corpus, pack, split_documents
+from jumprelu_sae.text import Tokens, generated_corpus, pack
 
 def keep(s): return SimpleNamespace(encode=lambda x: s*x, decode=lambda f: f)
 
