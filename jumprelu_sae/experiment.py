@@ -292,7 +292,7 @@ def evaluate_all(
         results.append(r or evaluate_job(j, judge, out, p, settings))
     return results
 
-# %% ../nbs/43_experiment.ipynb #00a55f30
+# %% ../nbs/43_experiment.ipynb #a8256608
 def as_preset(
     preset: str|Preset, # a name, or a preset of one's own
 ) -> Preset:
@@ -309,7 +309,9 @@ def get_activations(
     "Model, text, activations, scale: everything before training; finished harvests are used again"
     settings, kept = kept_settings(settings, out, p.model)
     with clock('model'):
-        lm = load_lm(p.model, device=settings.device, dtype=settings.dtype, attn=kept.get('attention', 'auto'))
+        lm = load_lm(p.model, device=settings.device, dtype=settings.dtype)
+        if kept and lm.info['attention'] != kept['attention']:
+            lm = load_lm(p.model, device=settings.device, dtype=settings.dtype, attn=kept['attention'])
         if not kept: settings = decide(settings, out, p, lm)
     with clock('activations'):
         acts = activations(lm, p.corpus, site=p.site, n_train=p.n_train, n_val=p.n_val, n_test=p.n_test,
