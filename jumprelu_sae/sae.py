@@ -690,7 +690,7 @@ def finished_copy(
     ours = dict(format=2, arch=sae.cfg.arch, config=asdict(sae.cfg), seed=sae.seed, scale=scaler.scale, mean=scaler.mean.tolist())
     ours |= dict(dtype=str(sae.W_enc.dtype).removeprefix('torch.'), versions=versions()) | given.pop('jumprelu_sae', {})
     new.metadata, new.finished = given | dict(jumprelu_sae=ours), True
-    return new
+    return new.requires_grad_(False)
 
 def training_copy(
     sae: SAE, # finished
