@@ -481,6 +481,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'jumprelu_sae.experiment.Stages.__init__': ( 'experiment.html#stages.__init__',
                                                                                       'jumprelu_sae/experiment.py'),
                                          'jumprelu_sae.experiment.as_preset': ('experiment.html#as_preset', 'jumprelu_sae/experiment.py'),
+                                         'jumprelu_sae.experiment.check_memory': ( 'experiment.html#check_memory',
+                                                                                   'jumprelu_sae/experiment.py'),
                                          'jumprelu_sae.experiment.decide': ('experiment.html#decide', 'jumprelu_sae/experiment.py'),
                                          'jumprelu_sae.experiment.evaluate_all': ( 'experiment.html#evaluate_all',
                                                                                    'jumprelu_sae/experiment.py'),

@@ -176,3 +176,24 @@ def test_tuning_one_architecture_keeps_the_others(monkeypatch):
     before = Path('t/tuning.json').read_text()
     with pytest.raises(UserError, match='choose one of'): tune(p, s, only='topkek')
     assert Path('t/tuning.json').read_text() == before
+
+def test_the_door_from_text_to_numbers():
+    "Ten lines, nothing but public names; what was saved is what was judged"
+    import torch
+    import jumprelu_sae as js
+    lm = js.load_lm('tiny-gemma2')
+    acts = js.activations(lm, 'generated', site='resid.2', n_train=2048, n_val=256, n_test=512, seq_len=32, settings=js.Settings(progress=False))
+    sae = js.train_sae('jumprelu', acts, d_sae=64, l0=4, batch=256, settings=js.Settings(progress=False))
+    e = js.evaluate(sae, acts, n_lm=128)
+    assert 'FVU' in str(e)
+    sae.save('my-sae')
+    again = js.load_sae('my-sae')
+    x = acts.part('test')['x']
+    assert torch.equal(again.encode(x), sae.encode(x)) and again.encode(x[0]).shape == (64,)
+    assert js.evaluate(again, acts, n_lm=128).metrics == e.metrics
+    assert js.evaluate(again, n_lm=128, n_test=512).config['elsewhere'] == []          # finds out by itself what to be judged on
+    topk = js.evaluate(js.train_sae(js.TopKSAE, acts, d_sae=64, l0=4, batch=256, settings=js.Settings(progress=False)), acts, n_lm=128, full=False)
+    f = js.frontier([e, topk])
+    assert {r['arch'] for r in f.rows} == {'jumprelu', 'topk'} and f.figure.axes
+    other = js.activations(lm, 'generated', site='resid.1', n_train=2048, n_val=256, n_test=512, seq_len=32, settings=js.Settings(progress=False))
+    with pytest.raises(js.UserError, match='site'): js.evaluate(sae, other)
