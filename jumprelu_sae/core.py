@@ -56,17 +56,20 @@ def make_folder(
 
 @contextlib.contextmanager
 def writing(
-    path: str|Path, # where the file shall be; its folder is made
-) -> Iterator[Path]: # a temporary name beside it to write to
-    "Write aside, then rename: after the block `path` holds all of the new content; if the block fails, `path` is as it was"
+    path: str | Path,  # where the file shall be; its folder is made
+) -> Iterator[Path]:  # a temporary name beside it to write to
+    """Write aside, then rename: after the block `path` holds all of the new content; if the block fails, `path` is as
+    it was"""
     path = Path(path)
     make_folder(path.parent)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         yield tmp
-        with open(tmp, 'rb') as f: os.fsync(f.fileno())
+        with open(tmp, 'rb') as f:
+            os.fsync(f.fileno())
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #f960390a
 def write_json(
@@ -134,14 +137,17 @@ def save_tensors(
     return sha256(path)
 
 def load_tensors(
-    path: str|Path, # `.safetensors` file
-    sha: str|None = None, # when given, the file's SHA-256 must be this
-) -> tuple[dict, dict]: # tensors by name, and the facts
+    path: str | Path,  # `.safetensors` file
+    sha: str | None = None,  # when given, the file's SHA-256 must be this
+) -> tuple[dict, dict]:  # tensors by name, and the facts
     "Load what `save_tensors` wrote; raises UserError naming the file when it is missing, truncated or altered"
     path = Path(path)
-    if not path.is_file(): raise UserError(f'{path} is missing: run the step that makes it again')
+    if not path.is_file():
+        raise UserError(f'{path} is missing: run the step that makes it again')
     if sha is not None and sha256(path) != sha:
-        raise UserError(f'{path} was altered or truncated (its SHA-256 is not the recorded one): delete it and run again')
+        raise UserError(
+            f'{path} was altered or truncated (its SHA-256 is not the recorded one): delete it and run again'
+        )
     try:
         with safe_open(path, 'pt') as f:
             return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('json', '{}'))
@@ -196,23 +202,30 @@ class Scaler:
 # %% ../nbs/00_core.ipynb #e61bbfa4
 @runtime_checkable
 class ActivationStream(Protocol):
-    "An endless iterator of activations `(batch, d_in)` in float32 that says what it deals, where it stands, and goes back there"
+    """An endless iterator of activations `(batch, d_in)` in float32 that says what it deals, where it stands, and
+    goes back there"""
+
     d_in: int
+
     def __iter__(self) -> Iterator[Tensor]: ...
-    def __next__(self) -> Tensor: ... # (batch, d_in)
-    def identity(self) -> dict: ... # JSON-able: all that its numbers depend on
-    def state_dict(self) -> dict: ... # JSON-able; holds the identity
-    def load_state_dict(self, state: dict) -> None: ... # UserError for another stream's state, before anything moved
+    def __next__(self) -> Tensor: ...  # (batch, d_in)
+    def identity(self) -> dict: ...  # JSON-able: all that its numbers depend on
+    def state_dict(self) -> dict: ...  # JSON-able; holds the identity
+    def load_state_dict(self, state: dict) -> None: ...  # UserError for another stream's state, before anything moved
 
 def check_state(
-    stream: ActivationStream, # that is to go to a saved place
-    state: dict, # what `state_dict` gave
+    stream: ActivationStream,  # that is to go to a saved place
+    state: dict,  # what `state_dict` gave
 ) -> None:
     "UserError, naming what differs, when a state belongs to another stream"
     theirs = state.get('identity') if isinstance(state, dict) else None
-    if not isinstance(theirs, dict): raise UserError('this state does not say which stream it belongs to: start anew')
+    if not isinstance(theirs, dict):
+        raise UserError('this state does not say which stream it belongs to: start anew')
     other = differences(stream.identity(), theirs, ('here', 'in the saved state'))
-    if other: raise UserError(f"this state belongs to another stream ({'; '.join(other)}): make the stream that it was saved from")
+    if other:
+        raise UserError(
+            f"this state belongs to another stream ({'; '.join(other)}): make the stream that it was saved from"
+        )
 
 # %% ../nbs/00_core.ipynb #a7385008
 def content_hash(
@@ -321,18 +334,28 @@ def versions() -> dict: # package -> version of what numbers depend on; None for
         except metadata.PackageNotFoundError: return None
     return dict(python=platform.python_version(), **{p: version(p) for p in PACKAGES})
 
-def git_commit() -> str|None: # short hash, with `+` when the tree has uncommitted changes; None outside a checkout
-    "The commit of this project's checkout that the package runs from; never that of a repository it is merely installed in"
+def git_commit() -> str | None:  # short hash, with `+` when the tree has uncommitted changes; None outside a checkout
+    """The commit of this project's checkout that the package runs from; never that of a repository it is merely
+    installed in"""
     here = Path(__file__).parent
-    def run(*a): return subprocess.run(['git', *a], cwd=here, capture_output=True, text=True, timeout=10)
+
+    def run(*a):
+        return subprocess.run(['git', *a], cwd=here, capture_output=True, text=True, timeout=10)
+
     try:
         top = run('rev-parse', '--show-toplevel')
         settings = ConfigParser(delimiters=['='])
-        if top.returncode or not settings.read(Path(top.stdout.strip())/'settings.ini', encoding='utf-8'): return None
-        if settings.get('DEFAULT', 'lib_name', fallback='') != 'jumprelu_sae' or run('ls-files', '--error-unmatch', 'core.py').returncode: return None
+        if top.returncode or not settings.read(Path(top.stdout.strip()) / 'settings.ini', encoding='utf-8'):
+            return None
+        if (
+            settings.get('DEFAULT', 'lib_name', fallback='') != 'jumprelu_sae'
+            or run('ls-files', '--error-unmatch', 'core.py').returncode
+        ):
+            return None
         changed = run('status', '--porcelain', '-uno').stdout.strip()
         return run('rev-parse', '--short', 'HEAD').stdout.strip() + ('+' if changed else '')
-    except (OSError, ValueError, subprocess.SubprocessError): return None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
 
 def device_name(
     device: str = 'cpu', # as torch spells it
@@ -349,15 +372,21 @@ def run_env(
 
 # %% ../nbs/00_core.ipynb #29ba6398
 def check_device(
-    device, # as torch spells it: 'cpu', 'cuda', 'cuda:1', …
-) -> str: # the same, if it is there
+    device,  # as torch spells it: 'cpu', 'cuda', 'cuda:1', …
+) -> str:  # the same, if it is there
     "UserError for a device that torch does not know or this machine does not have"
-    try: d = torch.device(device)
-    except (RuntimeError, TypeError): raise UserError(f"no such device {device!r}: want 'cpu', 'cuda' or 'cuda:1'") from None
-    if d.type == 'cuda' and not torch.cuda.is_available(): raise UserError(f"device {device!r}: torch sees no CUDA GPU here: use 'cpu', or install a CUDA build of torch")
-    if d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count(): raise UserError(f'device {device!r}: there are {torch.cuda.device_count()} GPUs here, counted from 0')
-    if d.type == 'mps' and not torch.backends.mps.is_available(): raise UserError("device 'mps' is not there: use 'cpu'")
-    if d.type not in ('cpu', 'cuda', 'mps', 'meta'): raise UserError(f"device {device!r} is not supported: want 'cpu' or 'cuda'")
+    try:
+        d = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UserError(f"no such device {device!r}: want 'cpu', 'cuda' or 'cuda:1'") from None
+    if d.type == 'cuda' and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: torch sees no CUDA GPU here: use 'cpu', or install a CUDA build of torch")
+    if d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'device {device!r}: there are {torch.cuda.device_count()} GPUs here, counted from 0')
+    if d.type == 'mps' and not torch.backends.mps.is_available():
+        raise UserError("device 'mps' is not there: use 'cpu'")
+    if d.type not in ('cpu', 'cuda', 'mps', 'meta'):
+        raise UserError(f"device {device!r} is not supported: want 'cpu' or 'cuda'")
     return str(d)
 
 def is_whole(v) -> bool: # is it a whole number (and no bool)?
@@ -369,25 +398,33 @@ def is_number(v) -> bool: # is it a finite number (and no bool)?
 @dataclass(frozen=True)
 class Settings:
     "Where and how a run runs; checked when made. What the run computes is in `presets.Preset`"
-    device: str = 'cpu' # where the model and the SAEs live, as torch spells it
-    dtype: str = 'auto' # of the language model: 'auto', 'float32' or 'bfloat16'
-    path: str = 'auto' # training steps: 'dense', 'sparse' (the same gradients), or 'auto': by the measured share of pairs
-    threads: int|None = None # of torch; None: as they are
-    save_every: float = 20. # seconds between checkpoints
-    progress: bool = True # bars on a terminal, a line a minute elsewhere
-    in_memory: bool|None = None # training activations in memory or read from disk; None: by the memory that is free
-    out: Path|None = None # folder of what is written; None: the caller's default
+
+    device: str = 'cpu'  # where the model and the SAEs live, as torch spells it
+    dtype: str = 'auto'  # of the language model: 'auto', 'float32' or 'bfloat16'
+    path: str = (
+        'auto'  # training steps: 'dense', 'sparse' (the same gradients), or 'auto': by the measured share of pairs
+    )
+    threads: int | None = None  # of torch; None: as they are
+    save_every: float = 20.0  # seconds between checkpoints
+    progress: bool = True  # bars on a terminal, a line a minute elsewhere
+    in_memory: bool | None = None  # training activations in memory or read from disk; None: by the memory that is free
+    out: Path | None = None  # folder of what is written; None: the caller's default
 
     def __post_init__(self):
         check_device(self.device)
         for name, known in (('dtype', ('auto', 'float32', 'bfloat16')), ('path', ('auto', 'dense', 'sparse'))):
-            if getattr(self, name) not in known: raise UserError(f"no such {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
+            if getattr(self, name) not in known:
+                raise UserError(f"no such {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
         if self.threads is not None and not (is_whole(self.threads) and self.threads >= 1):
             raise UserError(f'threads={self.threads!r}: want a whole number, at least 1')
-        if not (is_number(self.save_every) and self.save_every > 0): raise UserError(f'save_every={self.save_every!r}: want seconds above 0')
-        if not isinstance(self.progress, bool): raise UserError(f'progress={self.progress!r}: want True or False')
-        if self.in_memory not in (None, True, False): raise UserError(f'in_memory={self.in_memory!r}: want True, False or None')
-        if self.out is not None: make_folder(self.out)
+        if not (is_number(self.save_every) and self.save_every > 0):
+            raise UserError(f'save_every={self.save_every!r}: want seconds above 0')
+        if not isinstance(self.progress, bool):
+            raise UserError(f'progress={self.progress!r}: want True or False')
+        if self.in_memory not in (None, True, False):
+            raise UserError(f'in_memory={self.in_memory!r}: want True, False or None')
+        if self.out is not None:
+            make_folder(self.out)
 
 # %% ../nbs/00_core.ipynb #a044eafa
 @dataclass
@@ -412,4 +449,6 @@ class Result:
         return cls(**d)
 
 # %% ../nbs/00_core.ipynb #2782b7d4
-PALETTE = dict(grey='#999999', green='#009E73', orange='#E69F00', purple='#CC79A7', blue='#0072B2', red='#D55E00', sky='#56B4E9')
+PALETTE = dict(
+    grey='#999999', green='#009E73', orange='#E69F00', purple='#CC79A7', blue='#0072B2', red='#D55E00', sky='#56B4E9'
+)
