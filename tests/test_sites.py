@@ -204,3 +204,10 @@ def test_the_last_id_and_the_longest_row_are_read():
 def test_bad_input_is_one_line(call, match):
     with pytest.raises(UserError, match=match) as e: call()
     assert '\n' not in str(e.value)
+
+def test_layers_before_the_start_are_not_run():
+    lm, ran = load_lm('tiny-gemma3'), []
+    hidden = layer_inputs(lm, ids, 2)
+    for n, layer in enumerate(lm.layers): layer.register_forward_hook(lambda *a, n=n: ran.append(n))
+    run_from(lm, ids, hidden, 2)
+    assert ran == [2, 3]
