@@ -22,10 +22,11 @@ from . import __version__
 from .activations import activations
 from .core import Settings, UserError, cache_dir, make_folder, read_json, write_json
 from .evaluate import evaluate_saved
+from .experiment import Job, is_finished, job_identity
 from .lm import load_lm
 from .presets import PRESETS, get_preset
 from .probe import probe as probe_preset, probe_lines
-from .recipe import RECIPES, train_sae
+from .recipe import RECIPES, plan_sae, train_sae
 from .reproduction import make_report, reproduce as reproduce_preset
 from .sae import ARCHITECTURES, architecture, read_sae_config
 from .tuning import tune as tune_preset
@@ -75,16 +76,19 @@ def train(
     quiet:bool=False, # no progress bars
 ):
     "Train one SAE. Stop it at any time; the same command goes on"
-    architecture(arch)
+    kind = architecture(arch)
     settings = Settings(device=device, dtype=dtype, path=path, progress=not quiet)
     sparsity = next((f'{v:g}' for v in (l0, coef) if v is not None), 'default')
     out = make_folder(out or Path('saes')/f'{arch}-{sparsity}-seed{seed}')
     own = {} if coef is None else dict(coef=coef)
+    plan_sae(arch, 1, tokens, d_sae, l0, recipe, seed, batch, **own)  # what cannot be is said before the model is loaded
     acts = activations(load_lm(model, device=device, dtype=dtype), corpus, site=site, n_train=tokens, n_val=n_val,
         n_test=n_test, seq_len=seq_len, settings=settings)
-    sae = train_sae(arch, acts, d_sae=d_sae, l0=l0, recipe=recipe, seed=seed,
-        batch=batch, folder=out/'checkpoint', settings=settings, **own)
-    sae.save(out)
+    plan = plan_sae(arch, acts.d_in, tokens, d_sae, l0, recipe, seed, batch, kind.name, **own)
+    if is_finished(out, job_identity(Job(arch, l0 or coef, plan), acts)):
+        print(f'there already: {out} holds this very SAE')
+        return
+    train_sae(arch, acts, d_sae, l0, recipe, seed, batch=batch, folder=out/'checkpoint', settings=settings, **own).save(out)
     shutil.rmtree(out/'checkpoint', ignore_errors=True)
     print(f'written: {out}; next: jumprelu-sae evaluate {out}')
 

@@ -90,6 +90,9 @@ class Run:
             raise UserError(f'{folder}/results.json is of another format: run again')
         try: self.results = [Result(**r) for r in d['results']]
         except TypeError: raise UserError(f'{folder}/results.json is damaged: run again') from None
+        for r in self.results:
+            lacks = {'arch', 'target', 'seed', 'sae', 'train'} - set(r.config) | {'l0', 'fvu', 'delta_lm_loss', 'dead'} - set(r.metrics)
+            if lacks: raise UserError(f"{folder}/results.json: {r.name} lacks {', '.join(sorted(lacks))}: run again")
         if not self.results: raise UserError(f'{folder}/results.json holds no results: run again')
         self.preset, self.facts, self.stages, self.env, self.tuning, self.peak = (d[k] for k in wanted[:-1])
         self.settings = d.get('settings', {})  # earlier runs did not write them down

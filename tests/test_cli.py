@@ -59,10 +59,10 @@ QUIET = dict(progress=False, report=False)
     (('train', 'topkek'), 'choose one of relu'),
     (('train', 'relu', *DATA, '--l0', '4'), 'coef'),
     (('train', 'topk', *DATA, '--l0', '2.5'), 'whole number'),
-    (('train', 'topk', *DATA, '--d-sae', '8', '--l0', '9'), 'lower k or widen'),
+    (('train', 'topk', *DATA, '--d-sae', '8', '--l0', '9'), 'at most d_sae=8'),
     (('train', 'topk', *DATA, '--l0', '4', '--batch', '-1'), 'batch'),
     (('train', 'topk', *DATA, '--l0', '4', '--d-sae', '64', '--recipe', 'quick'), 'recipe'),
-    (('harvest', *DATA, '--seq-len', '1'), 'row length'),
+    (('harvest', *DATA, '--seq-len', '1'), 'seq_len=1'),
     (('probe', '--preset', 'tiny', '--seconds', 'nan'), 'want more than 0'),
 ])
 def test_one_line_and_exit_code_2(capsys, argv, says): assert says in refused(capsys, *argv)

@@ -11,7 +11,7 @@ from jumprelu_sae.presets import PRESETS
 from jumprelu_sae.train import Trainer
 from jumprelu_sae.tuning import tune
 
-BASE = replace(PRESETS['tiny'], n_train=4096, n_val=256, n_test=512, n_lm=128, grid=dict(topk=(4,)))
+BASE = replace(PRESETS['tiny'], n_train=2048, n_val=256, n_test=512, n_lm=128, grid=dict(topk=(4,)))
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch, caplog):
@@ -51,13 +51,13 @@ def corpus(name, word):
     for i in range(60): (d/f'{i}.txt').write_text(' '.join(f'{word} {i} {j} of many words in a document;' for j in range(40)))
     return str(d)
 
-OTHERS = dict(site=dict(site='mlp.1'), seq_len=dict(seq_len=24), massive=dict(massive=5.), centre=dict(centre=False), batch=dict(batch=128), tokens=dict(n_train=3072),
+OTHERS = dict(site=dict(site='mlp.1'), seq_len=dict(seq_len=24), massive=dict(massive=5.), centre=dict(centre=False), batch=dict(batch=128), tokens=dict(n_train=1536),
     model=dict(model='tiny-gemma3'), width=dict(d_sae=48), schedule=dict(schedule=dict(lr=1e-3)))
 
-@pytest.mark.parametrize('what', OTHERS)
+@pytest.mark.parametrize('what', ('site', 'seq_len', 'centre', 'width', 'model'))
 def test_a_stopped_run_is_not_continued_with_other_settings(monkeypatch, caplog, what):
     other = replace(BASE, **OTHERS[what])
-    stopped_at(monkeypatch, 6)
+    stopped_at(monkeypatch, 4)
     seen = steps_seen(monkeypatch)
     mixed = run(other)
     assert seen[0][1] == 0 and 'start again' in caplog.text
@@ -65,7 +65,7 @@ def test_a_stopped_run_is_not_continued_with_other_settings(monkeypatch, caplog,
     assert metrics(mixed) == metrics(clean)
     assert {n: r.config['key'] for n, r in mixed.items()} == {n: r.config['key'] for n, r in clean.items()}
 
-@pytest.mark.parametrize('what', OTHERS)
+@pytest.mark.parametrize('what', ('site', 'massive', 'tokens', 'schedule', 'batch'))
 def test_a_finished_run_is_not_taken_for_another(caplog, what):
     first = run()
     other = replace(BASE, **OTHERS[what])
@@ -76,7 +76,7 @@ def test_a_finished_run_is_not_taken_for_another(caplog, what):
     assert [r.config['key'] for r in mixed.values()] != [r.config['key'] for r in first.values()]
 
 def test_an_edited_corpus_under_the_same_name(monkeypatch, caplog):
-    mine = replace(BASE, corpus=corpus('texts', 'some'), n_train=2048)
+    mine = replace(BASE, corpus=corpus('texts', 'some'), n_train=1792)
     stopped_at(monkeypatch, 4, mine)
     corpus('texts', 'other')
     seen = steps_seen(monkeypatch)
@@ -86,10 +86,10 @@ def test_an_edited_corpus_under_the_same_name(monkeypatch, caplog):
 
 def test_a_stopped_run_goes_on(monkeypatch):
     whole = run(out='whole')
-    stopped_at(monkeypatch, 6)
+    stopped_at(monkeypatch, 4)
     seen = steps_seen(monkeypatch)
     assert metrics(run()) == metrics(whole)
-    assert [s for _, s in seen] == list(range(6, 16))
+    assert [s for _, s in seen] == list(range(4, 8))
 
 def test_an_added_sparsity_leaves_the_others_alone(monkeypatch):
     p = replace(BASE, grid=dict(topk=(4, 8)))
@@ -103,7 +103,7 @@ def test_an_added_sparsity_leaves_the_others_alone(monkeypatch):
     assert metrics(more) == metrics(run(p, 'fresh'))
 
 def test_a_sparsity_taken_out_of_a_stopped_group(monkeypatch, caplog):
-    stopped_at(monkeypatch, 6, replace(BASE, grid=dict(topk=(4, 8))))
+    stopped_at(monkeypatch, 4, replace(BASE, grid=dict(topk=(4, 8))))
     assert in_checkpoint(Path('out/checkpoints/topk-seed0')) == ['topk-4-seed0', 'topk-8-seed0']
     assert metrics(run()) == metrics(run(out='fresh'))
     assert not Path('out/checkpoints/topk-seed0').exists()
@@ -119,7 +119,7 @@ def test_killed_between_two_finished_saes(monkeypatch):
         with pytest.raises(KeyboardInterrupt): run(p)
     seen = steps_seen(monkeypatch)
     assert metrics(run(p)) == metrics(run(p, 'fresh'))
-    assert len(seen) == 16  # those of the fresh run only
+    assert len(seen) == 8  # those of the fresh run only
 
 def test_decisions_are_kept(monkeypatch):
     with monkeypatch.context() as m:
@@ -136,9 +136,9 @@ def test_a_stop_and_a_change_of_memory(monkeypatch):
     with monkeypatch.context() as m:
         m.setitem(decide_in_memory.__globals__, 'free_memory', lambda *_: 0)
         whole = run(out='whole')
-        stopped_at(m, 6)
+        stopped_at(m, 4)
     seen = steps_seen(monkeypatch)
-    assert metrics(run()) == metrics(whole) and seen[0][1] == 6
+    assert metrics(run()) == metrics(whole) and seen[0][1] == 4
 
 def test_results_say_where_they_were_made():
     r = run(threads=1)['topk-4-seed0']
@@ -176,3 +176,24 @@ def test_tuning_one_architecture_keeps_the_others(monkeypatch):
     before = Path('t/tuning.json').read_text()
     with pytest.raises(UserError, match='choose one of'): tune(p, s, only='topkek')
     assert Path('t/tuning.json').read_text() == before
+
+def test_the_door_from_text_to_numbers():
+    "Ten lines, nothing but public names; what was saved is what was judged"
+    import torch
+    import jumprelu_sae as js
+    lm = js.load_lm('tiny-gemma2')
+    acts = js.activations(lm, 'generated', site='resid.2', n_train=2048, n_val=256, n_test=512, seq_len=32, settings=js.Settings(progress=False))
+    sae = js.train_sae('jumprelu', acts, d_sae=64, l0=4, batch=256, settings=js.Settings(progress=False))
+    e = js.evaluate(sae, acts, n_lm=128)
+    assert 'FVU' in str(e)
+    sae.save('my-sae')
+    again = js.load_sae('my-sae')
+    x = acts.part('test')['x']
+    assert torch.equal(again.encode(x), sae.encode(x)) and again.encode(x[0]).shape == (64,)
+    assert js.evaluate(again, acts, n_lm=128).metrics == e.metrics
+    assert js.evaluate(again, n_lm=128, n_test=512).config['elsewhere'] == []          # finds out by itself what to be judged on
+    topk = js.evaluate(js.train_sae(js.TopKSAE, acts, d_sae=64, l0=4, batch=256, settings=js.Settings(progress=False)), acts, n_lm=128, full=False)
+    f = js.frontier([e, topk])
+    assert {r['arch'] for r in f.rows} == {'jumprelu', 'topk'} and f.figure.axes
+    other = js.activations(lm, 'generated', site='resid.1', n_train=2048, n_val=256, n_test=512, seq_len=32, settings=js.Settings(progress=False))
+    with pytest.raises(js.UserError, match='site'): js.evaluate(sae, other)

@@ -22,7 +22,7 @@ def exported(tmp_path_factory):
         if (root/f).exists(): shutil.copy(root/f, d)
     shutil.copytree(root/'nbs', d/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     (d/lib).mkdir()
-    shutil.copy(root/lib/'__init__.py', d/lib)  # written by hand; nbdev only keeps a version in it
+    for f in ('__init__.py', '__main__.py'): shutil.copy(root/lib/f, d/lib)  # written by hand; nbdev only keeps a version in the first
     subprocess.run([Path(sys.executable).parent/'nbdev-export'], cwd=d, check=True)
     return _py(d/lib)
 
