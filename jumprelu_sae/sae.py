@@ -7,7 +7,7 @@ __all__ = ['log', 'ARCHITECTURES', 'AUXK', 'PENALTIES', 'SAELENS', 'Architecture
            'SAEConfig', 'own_settings', 'init_decoder', 'Selection', 'SAE', 'register', 'ReLUConfig', 'ReLUSAE',
            'GatedConfig', 'GatedSAE', 'keep_largest', 'TopKConfig', 'TopKSAE', 'BatchTopKSAE', 'JumpReLUKDE',
            'jumprelu_kde', 'JumpReLUConfig', 'JumpReLUSAE', 'make_sae', 'folded', 'finished_copy', 'training_copy',
-           'for_saelens', 'save_sae', 'for_saelens_name', 'read_sae_config', 'load_sae']
+           'for_saelens', 'save_sae', 'for_saelens_name', 'sae_folder', 'read_sae_config', 'load_sae']
 
 # %% ../nbs/04_sae.ipynb #b4c8262c
 import copy, logging, math
@@ -24,6 +24,7 @@ from jumprelu_sae.core import (
     PALETTE,
     Scaler,
     UserError,
+    check_device,
     is_number,
     is_whole,
     load_tensors,
@@ -112,12 +113,18 @@ class SAEConfig(metaclass=_Settings):
         for name in ('d_in', 'd_sae'):
             v = getattr(self, name)
             _want(is_whole(v) and v >= 1, f'{name}={v!r}: want a whole number, at least 1')
-        _want(isinstance(self.pre_bias, bool), f'pre_bias={self.pre_bias!r}: want True or False')
+        _yes_or_no(self, 'pre_bias')
 
 def _at_least_zero(cfg: SAEConfig, *names: str) -> None:
     for name in names:
         v = getattr(cfg, name)
         _want(is_number(v) and v >= 0, f'{name}={v!r}: want a number, at least 0')
+
+def _yes_or_no(cfg: SAEConfig, *names: str) -> None:
+    for name in names:
+        v = getattr(cfg, name)
+        _want(isinstance(v, bool), f'{name}={v!r}: want True or False')
+
 
 def _above_zero(cfg: SAEConfig, *names: str) -> None:
     for name in names:
@@ -209,6 +216,9 @@ class _Base(nn.Module):
 
     def decode(self, f: Tensor) -> Tensor:  # (…, d_sae) -> (…, d_in)
         "Eq. 2: reconstruction"
+        if not isinstance(f, Tensor) or not f.dim() or f.shape[-1] != self.cfg.d_sae:
+            what = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
+            raise UserError(f'latents of shape {what}: this SAE decodes (…, {self.cfg.d_sae})')
         return f.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
@@ -404,6 +414,7 @@ class GatedConfig(SAEConfig):
     def __post_init__(self):
         super().__post_init__()
         _at_least_zero(self, 'coef')
+        _yes_or_no(self, 'free_rows')
 
 @register(
     'gated',
@@ -600,6 +611,7 @@ class JumpReLUConfig(SAEConfig):
         super().__post_init__()
         _at_least_zero(self, 'coef', 'aux_coef', 'dead_coef')
         _above_zero(self, 'bandwidth', 'theta_init')
+        _yes_or_no(self, 'per_example', 'log_threshold')
         _want(is_whole(self.k_aux) and self.k_aux >= 1, f'k_aux={self.k_aux!r}: want a whole number, at least 1')
         for name, known in (('penalty', PENALTIES), ('estimator', ('ste', 'kde', 'input')), ('kernel', KERNELS)):
             v = getattr(self, name)
@@ -784,6 +796,8 @@ def folded(
     "The same SAE in another unit, exactly; computed in float64. UserError for an architecture that this does not fit"
     if sae.selection and isinstance(sae, JumpReLUSAE):
         raise UserError('this SAE is still in its selection phase: it has no thresholds yet, train it to the end')
+    if isinstance(sae, BatchTopKSAE) and not sae.n_seen:
+        raise UserError('this SAE has seen no batch in training mode, so it has no threshold yet: train it first')
     plain = dict(pre_bias=False) | own_settings(sae.cfg.arch, dict(log_threshold=False, start=None, free_rows=False))
     new = type(sae)(SAEConfig(**(asdict(sae.cfg) | plain)), sae.seed)
     c, mean, W, b_dec = scaler.scale, scaler.mean.double().to(sae.W_enc.device), sae.W_enc.double(), sae.b_dec.double()
@@ -909,7 +923,9 @@ def _read_weights(path: Path, want: dict, sha: str | None) -> dict:  # name -> f
         raise UserError(f'{path} holds tensors of another shape or name: {say}')
     t, _ = load_tensors(path, sha)
     for k, v in t.items():
-        if v.is_floating_point() and not torch.isfinite(v).all():
+        if not v.is_floating_point():
+            raise UserError(f'{path}: {k} is of type {v.dtype}, want a floating-point type')
+        if not torch.isfinite(v).all():
             raise UserError(f'{path}: {k} holds NaN or infinity: it cannot be used')
     return t
 
@@ -925,27 +941,31 @@ def _from_saelens(sae: SAE, t: dict, pre_bias: bool = False) -> None:
     if 'threshold' in t: t |= dict(threshold=t['threshold'][0], n_seen=torch.tensor(1))
     sae.load_state_dict({k: v.to(sae.state_dict()[k].dtype) for k, v in t.items()})
 
-def _own_config(ours: dict, cfg: dict, name: str) -> SAEConfig:
+def _own_config(ours: dict, cfg: dict, name: str, where: Path) -> SAEConfig:
     """The settings of a finished SAE; of an architecture that is not registered here, those of the gate that SAELens
     sees"""
-    arch = ours.get('arch')
-    if arch in ARCHITECTURES and for_saelens_name(architecture(arch).sae) == name:
-        plain = dict(pre_bias=False) | own_settings(arch, dict(log_threshold=False, start=None, free_rows=False))
-        given = ours.get('config', {})
-        return SAEConfig(**(
-            own_settings(arch, given if isinstance(given, dict) else {})
-            | plain
-            | dict(arch=arch, d_in=cfg['d_in'], d_sae=cfg['d_sae'])
-        ))
-    arch = SAELENS[name]
-    if ours:
-        log.warning(
-            "the architecture %r is not registered here: it is used as the %s it is at inference",
-            ours.get('arch'),
-            name,
+    arch, given = ours.get('arch'), ours.get('config')
+    sizes = dict(d_in=cfg['d_in'], d_sae=cfg['d_sae'])
+    if ours and not (isinstance(arch, str) and isinstance(given, dict)):
+        raise UserError(
+            f'{where}: its metadata do not say which architecture and settings it has: fetch or make it again'
         )
-    plain = dict(log_threshold=False, free_rows=False) | (dict(k=cfg.get('k', 100)) if name == 'topk' else {})
-    return SAEConfig(arch, cfg['d_in'], cfg['d_sae'], **own_settings(arch, plain))
+    if arch in ARCHITECTURES:
+        known = for_saelens_name(architecture(arch).sae)
+        if known != name:
+            raise UserError(f'{where}: architecture {name!r}, but its metadata say {arch!r}, which is {known!r}')
+        for k in ('d_in', 'd_sae', *(('k',) if name == 'topk' else ())):
+            if given.get(k) != cfg.get(k):
+                raise UserError(f'{where}: {k} is {cfg.get(k)!r}, but its metadata say {given.get(k)!r}')
+        plain = dict(pre_bias=False) | own_settings(arch, dict(log_threshold=False, start=None, free_rows=False))
+        return SAEConfig(**(own_settings(arch, given) | plain | dict(arch=arch) | sizes))
+    if ours:
+        log.warning('the architecture %r is not registered here: it is used as the %s it is at inference', arch, name)
+    plain = dict(log_threshold=False, free_rows=False)
+    if name == 'topk':
+        plain |= dict(k=cfg.get('k', 100))
+    return SAEConfig(SAELENS[name], **sizes, **own_settings(SAELENS[name], plain))
+
 
 def for_saelens_name(cls: type) -> str: # SAELens' name of an architecture
     for parent, name in ((GatedSAE, 'gated'), (BatchTopKSAE, 'jumprelu'), (JumpReLUSAE, 'jumprelu'), (TopKSAE, 'topk')):
@@ -953,15 +973,30 @@ def for_saelens_name(cls: type) -> str: # SAELens' name of an architecture
     return 'standard'
 
 # %% ../nbs/04_sae.ipynb #53f5c479
+def sae_folder(
+    folder: str | Path,  # of a saved SAE
+) -> Path:
+    "UserError for what cannot be the path of a folder, or is none"
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise UserError(f'{folder!r} is no folder: give the path of a saved SAE')
+    try:
+        there = Path(folder).is_dir()
+    except (OSError, ValueError):
+        there = False
+    name = str(folder) if len(str(folder)) < 200 else f'{str(folder)[:200]}…'
+    if not there:
+        raise UserError(f'{name} holds no SAE (there is no such folder): give the folder that sae.save wrote')
+    return Path(folder)
+
 def read_sae_config(
     folder: str | Path,  # of a saved SAE
 ) -> dict:  # what `cfg.json` says, checked: architecture, sizes, flags
     "Read what an SAE folder says of itself, without its weights; UserError for a foreign or damaged one"
-    path = Path(folder) / 'cfg.json'
+    path = sae_folder(folder) / 'cfg.json'
     if not path.is_file():
         raise UserError(f'{folder} holds no SAE (no cfg.json or sae.json): give the folder that sae.save wrote')
     cfg = read_json(path)
-    if not isinstance(cfg, dict) or cfg.get('architecture') not in SAELENS:
+    if not isinstance(cfg, dict) or not (isinstance(cfg.get('architecture'), str) and cfg['architecture'] in SAELENS):
         said = cfg.get('architecture') if isinstance(cfg, dict) else None
         raise UserError(
             f"{path}: architecture {said!r} is not one that can be read ({', '.join(SAELENS)}): give another folder"
@@ -984,7 +1019,7 @@ def load_sae(
 ) -> SAE:  # finished: raw activations in, latents out; in eval mode
     """Load an SAE; UserError for a missing, altered or foreign file, or tensors of other shapes. Runs no code from
     the folder"""
-    folder = Path(folder)
+    folder, device = sae_folder(folder), check_device(device)
     if (folder / 'sae.json').is_file() and not (folder / 'cfg.json').exists():
         return _load_earlier(folder).to(device)
     cfg = read_sae_config(folder)
@@ -992,7 +1027,7 @@ def load_sae(
     ours = meta.get('jumprelu_sae') or {}
     if not isinstance(ours, dict) or ours and ours.get('format') != 2:
         raise UserError(f'{folder}/cfg.json is of another format: load it with the version that wrote it')
-    sae = make_sae(_own_config(ours, cfg, cfg['architecture']))
+    sae = make_sae(_own_config(ours, cfg, cfg['architecture'], folder / 'cfg.json'))
     want = {k: tuple(v.shape) for k, v in for_saelens(sae)[1].items()}
     t = _read_weights(folder / 'sae_weights.safetensors', want, ours.get('sha256'))
     _from_saelens(sae, t, cfg.get('apply_b_dec_to_input', True))
