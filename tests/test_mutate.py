@@ -9,7 +9,7 @@ import mutate
 @pytest.mark.parametrize('m', mutate.MUTANTS, ids=lambda m: f'{m.fault} in {m.where}')
 def test_substitution_fits_once(m):
     assert set(mutate.matches(m)) == {1}, f'{m.old!r} is in {mutate.files(m)} {mutate.matches(m)} times: bring tools/mutate.py up to date'
-    src = (mutate.ROOT/mutate.LIB/m.file).read_text(encoding='utf-8').replace(m.old, m.new)
+    src = mutate.replaced(mutate.ROOT/mutate.LIB/m.file, m.old, m.new)
     compile(src, m.file, 'exec')
 
 def test_all_seven_faults_are_there():

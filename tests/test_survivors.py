@@ -41,3 +41,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     from jumprelu_sae.core import read_json, sha256
     (tmp_path/'cfg.json').write_text(cfg.replace(read_json(tmp_path/'cfg.json')['metadata']['jumprelu_sae']['sha256'], sha256(tmp_path/'sae_weights.safetensors')))
     with pytest.raises(UserError, match='b_enc holds NaN or infinity'): load_sae(tmp_path)
+
+def test_the_training_mean_is_kept_also_by_a_scaler_that_does_not_centre(tmp_path):
+    from jumprelu_sae.activations import activations
+    acts = activations('tiny-gemma2', 'generated', site='resid.2', n_train=512, n_val=64, n_test=64, seq_len=32, centre=False, folder=tmp_path)
+    ours = acts.metadata()['jumprelu_sae']
+    assert not acts.scaler.mean.any() and acts.mean.norm() > 0
+    assert ours['mean'] == acts.mean.tolist() and ours['scaler_mean'] == acts.scaler.mean.tolist()
