@@ -10,7 +10,7 @@ for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.envi
 import torch
 from pathlib import Path
 from jumprelu_sae.core import run_env, write_json
-from jumprelu_sae.frontier import TRUTHS, confusion, text_table
+from jumprelu_sae.frontier import SUBJECT, TRUTHS, confusion, text_table
 
 OUT = Path(__file__).parent.parent/'results'/'evaluate'/'falsifier.json'
 EFFECTS = (.99, .98)
@@ -19,8 +19,9 @@ EFFECTS = (.99, .98)
 def main(draws: int, out: Path) -> dict:
     t = time.monotonic()
     parts = dict(one_seed=dict(),
-        three_seeds=dict(truths={k: TRUTHS[k] for k in ('ties', 'wins')}, noises=(.05,), seeds=3, seed_noise=.02, seed=1_000_000),
-        effects=dict(truths={f'{100*(1-r):.1f} % lower': ('jumprelu', r) for r in EFFECTS}, noises=(.05,), seed=2_000_000))
+        three_seeds=dict(truths={k: TRUTHS[k] for k in ('ties', 'wins')}, noises=(.05,), seeds=3, seed_noise=.02,
+        seed=1_000_000),
+        effects=dict(truths={f'{100*(1-r):.1f} % lower': (SUBJECT, r) for r in EFFECTS}, noises=(.05,), seed=2_000_000))
     d = dict(format=1, command=f'python benchmarks/falsifier.py --draws {draws}', draws=draws)
     for name, kw in parts.items():
         d[name] = confusion(draws=draws, **kw)

@@ -12,10 +12,13 @@ from jumprelu_sae.reproduction import reproduce
 
 RESULTS = Path(__file__).parent.parent/'results'
 L0S = (8, 16, 32, 64, 128)
-GRID = dict(relu=(.03, .053, .088, .13, .195), gated=(.055, .08, .12, .18, .27)) | dict.fromkeys(('topk', 'batchtopk', 'jumprelu'), L0S)
+GRID = dict(relu=(.03, .053, .088, .13, .195), gated=(.055, .08, .12, .18, .27)) | dict.fromkeys(
+    ('topk', 'batchtopk', 'jumprelu'), L0S)
 BASE = replace(LAPTOP, n_train=299_520, grid=GRID)
-RUNS = dict(layer=replace(BASE, name='laptop-layer', about='residual stream after layer 14', site='resid.14'), mlp=replace(BASE, name='laptop-mlp', about='output of the MLP of layer 9', site='mlp.9'),
-    attn=replace(BASE, name='laptop-attn', about='attention of layer 9, before its output matrix', site='attn.9'), main=replace(BASE, name='laptop-main', about='the main site, for comparison', site='resid.9'),
+RUNS = dict(layer=replace(BASE, name='laptop-layer', about='residual stream after layer 14', site='resid.14'),
+    mlp=replace(BASE, name='laptop-mlp', about='output of the MLP of layer 9', site='mlp.9'),
+    attn=replace(BASE, name='laptop-attn', about='attention of layer 9, before its output matrix', site='attn.9'),
+    main=replace(BASE, name='laptop-main', about='the main site, for comparison', site='resid.9'),
     wide=replace(BASE, name='laptop-wide', about='the main site, twice as wide', d_sae=4096))
 
 if __name__ == '__main__':
@@ -25,5 +28,6 @@ if __name__ == '__main__':
     a = p.parse_args()
     for name in a.names or RUNS:
         reproduce(RUNS[name], a.out/name, progress=False, report=False)
-        to = RESULTS/f'laptop-{name}'; to.mkdir(exist_ok=True)
+        to = RESULTS/f'laptop-{name}'
+        to.mkdir(exist_ok=True)
         for f in ('results.json', 'frontier.csv'): shutil.copy(a.out/name/f, to/f)

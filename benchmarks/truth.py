@@ -10,26 +10,29 @@ import argparse, time, warnings
 from pathlib import Path
 import torch
 from jumprelu_sae.core import fingerprint, read_json, run_env, write_json
-from jumprelu_sae.recipe import SHORT, SHORT_RUN
-from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, make_sae
-from jumprelu_sae.train import TrainConfig, Trainer, train_saes
+from jumprelu_sae.recipe import SHORT
+from jumprelu_sae.sae import make_sae
+from jumprelu_sae.train import Trainer, train_saes
 from jumprelu_sae.truth import TrueStream, truth_scores
 
 OUT = Path(__file__).parent.parent/'results'/'evaluate'/'truth.json'
 STREAM = dict(d_in=64, n_true=256, l0=8., batch=512, offset=5., n_groups=32, corr=.5, n_pairs=32, spread=.4, noise=.05)
 STEPS, N_TEST, SEEDS, WIDTHS, TUNE_SEED = 1500, 20_480, (0, 1, 2), (256, 512), 100
 LRS, TUNE_AT = (4e-3, 1e-2, 2.5e-2), dict(relu=.3, gated=.3, topk=8, batchtopk=8, jumprelu=8.)
-GRID = dict(relu=(.05, .1, .2, .32, .5), gated=(.05, .1, .2, .32, .5), topk=(2, 4, 8, 16, 32), batchtopk=(2, 4, 8, 16, 32), jumprelu=(2., 4., 8., 16., 32.))
+GRID = dict( # what is compared, and each one's sparsities
+    relu=(.05, .1, .2, .32, .5), gated=(.05, .1, .2, .32, .5), topk=(2, 4, 8, 16, 32), batchtopk=(2, 4, 8, 16, 32),
+    jumprelu=(2., 4., 8., 16., 32.))
 
 
 def train(arch, width, settings, seed, lr):
     "SAEs of one architecture that differ in sparsity only; them, their stream, the settings, and seconds for each"
     r, t = SHORT[arch], time.process_time()
-    kw = SHORT_RUN | r['train'] | dict(lr=lr)
     stream = TrueStream(**STREAM, seed=seed)
-    saes = {str(v): make_sae(SAEConfig(arch, STREAM['d_in'], width, **(r['sae'] | {r['setting']: v})), seed) for v in settings}
-    train_saes(Trainer(saes, stream, TrainConfig(n_tokens=STEPS*STREAM['batch'], batch=STREAM['batch'], **kw), path='dense'), progress=False)
-    return {v: saes[str(v)].eval() for v in settings}, stream, dict(sae=r['sae'], train=kw), (time.process_time() - t)/len(settings)
+    saes = {str(v): make_sae(SHORT.sae(arch, STREAM['d_in'], width, **{r['setting']: v}), seed) for v in settings}
+    cfg = SHORT.train(arch, STEPS*STREAM['batch'], STREAM['batch'], lr=lr)
+    train_saes(Trainer(saes, stream, cfg, path='dense'), progress=False)
+    how = dict(sae=r['sae'], train=SHORT.schedule | r['train'] | dict(lr=lr))
+    return {v: saes[str(v)].eval() for v in settings}, stream, how, (time.process_time() - t)/len(settings)
 
 
 def tune(arch, lr):
@@ -38,13 +41,17 @@ def tune(arch, lr):
     saes, stream, how, s = train(arch, WIDTHS[0], (v,), TUNE_SEED, lr)
     with torch.no_grad(): t = saes[v].loss(stream.draw(N_TEST)[0])
     m = truth_scores(saes[v], stream, N_TEST)
-    return [dict(arch=arch, lr=lr, setting=v, width=WIDTHS[0], seed=TUNE_SEED, objective=float(t['mse'] + t['sparsity']), **how, metrics=m, cpu_seconds=s)]
+    row = dict(arch=arch, lr=lr, setting=v, width=WIDTHS[0], seed=TUNE_SEED, objective=float(t['mse'] + t['sparsity']))
+    return [row | how | dict(metrics=m, cpu_seconds=s)]
 
 
 def sweep(arch, width, seed, lr):
     "One architecture at all its sparsities"
     saes, stream, how, s = train(arch, width, GRID[arch], seed, lr)
-    return [dict(arch=arch, width=width, setting=v, seed=seed, **how, metrics=truth_scores(sae, stream, N_TEST), cpu_seconds=s) for v, sae in saes.items()]
+    def row(v, sae):
+        return dict(arch=arch, width=width, setting=v, seed=seed, **how, metrics=truth_scores(sae, stream, N_TEST),
+            cpu_seconds=s)
+    return [row(v, sae) for v, sae in saes.items()]
 
 
 def add(d, part, key, name, make):
@@ -53,7 +60,10 @@ def add(d, part, key, name, make):
     rows = make()
     d[part][name] = dict(key=key, rows=rows)
     write_json(OUT, d | dict(env=run_env()))
-    for r in rows: print(f"{name:28} {r['setting']:6g}  L0 {r['metrics']['l0']:6.2f}  FVU {r['metrics']['fvu']:.4f}  mmc {r['metrics']['mmc_true']:.3f}  F1 {r['metrics']['f1']:.3f}  {r['cpu_seconds']:.0f} s", flush=True)
+    for r in rows:
+        m = r['metrics']
+        scores = f"L0 {m['l0']:6.2f}  FVU {m['fvu']:.4f}  mmc {m['mmc_true']:.3f}  F1 {m['f1']:.3f}"
+        print(f"{name:28} {r['setting']:6g}  {scores}  {r['cpu_seconds']:.0f} s", flush=True)
     return rows
 
 
@@ -66,11 +76,16 @@ if __name__ == '__main__':
     warnings.filterwarnings('once', category=UserWarning)
     what = dict(stream=STREAM, steps=STEPS, n_test=N_TEST)
     d = read_json(OUT) if OUT.exists() else dict(format=1, command='python benchmarks/truth.py', tune={}, rows={})
-    d |= what | dict(seeds=SEEDS, tuned_by="the architecture's own objective on held-out examples, least of three learning rates")
+    d |= what | dict(seeds=SEEDS,
+        tuned_by="the architecture's own objective on held-out examples, least of three learning rates")
     best = {}
-    for arch in ARCHITECTURES:
-        rows = sum((add(d, 'tune', fingerprint([what, SHORT[arch], SHORT_RUN, TUNE_AT[arch], lr]), f'{arch}, lr {lr:g}', lambda: tune(arch, lr)) for lr in LRS), [])
+    for arch in GRID:
+        rows = []
+        for lr in LRS:
+            key = fingerprint([what, SHORT[arch], SHORT.schedule, TUNE_AT[arch], lr])
+            rows += add(d, 'tune', key, f'{arch}, lr {lr:g}', lambda: tune(arch, lr))
         best[arch] = min(rows, key=lambda r: r['objective'])['lr']
     for width, seed in ((w, s) for w in a.width*(not a.tune_only) for s in SEEDS):
-        for arch in ARCHITECTURES:
-            add(d, 'rows', fingerprint([what, SHORT[arch], SHORT_RUN, GRID[arch], best[arch]]), f'{arch}, width {width}, seed {seed}', lambda: sweep(arch, width, seed, best[arch]))
+        for arch in GRID:
+            key = fingerprint([what, SHORT[arch], SHORT.schedule, GRID[arch], best[arch]])
+            add(d, 'rows', key, f'{arch}, width {width}, seed {seed}', lambda: sweep(arch, width, seed, best[arch]))

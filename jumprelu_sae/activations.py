@@ -9,18 +9,18 @@ __all__ = ['log', 'SPLIT', 'SHARE', 'SAMPLE', 'source_name', 'read_corpus', 'Tra
 
 # %% ../nbs/15_activations.ipynb #7a2bf323
 import contextlib, logging, re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from torch import Tensor
-from .core import (Scaler, Settings, TensorStream, UserError, cache_dir, differences, fingerprint, is_number,
-    is_whole, make_folder)
+from .core import (Scaler, Settings, TensorStream, UserError, cache_dir, differences, fingerprint,
+    is_number, is_whole, make_folder)
 from .text import Document, Tokens, corpus_identity, load_corpus, pack, split_documents
 from .lm import LM, load_lm
 from .sites import Site, capture, check_ids, hook_names, parse_site, site_dim
 from .sae import SAE, load_sae
-from jumprelu_sae.harvest import (ActivationStore, MassiveRule, _check_space, check_factor, fit_massive, harvest, prepare,
-    store_bytes)
+from .harvest import (ActivationStore, MassiveRule, _check_space, check_factor, fit_massive, harvest,
+    prepare, store_bytes)
 from .stream import StoreStream, free_memory, in_words
 
 log = logging.getLogger('jumprelu_sae')
@@ -48,7 +48,8 @@ def read_corpus(
     return docs, corpus_identity(docs, corpus) | dict(max_docs=limit)
 
 # %% ../nbs/15_activations.ipynb #03915a06
-SHARE, SAMPLE = .25, 2**18 # the largest share of free memory for training activations; what is fitted on when they are more
+# the largest share of free memory for training activations; what is fitted on when they are more
+SHARE, SAMPLE = .25, 2**18
 
 @dataclass
 class TrainSide:
@@ -116,7 +117,7 @@ def site_of_hook(
     return f'{kind}.{m[1]}'
 
 # %% ../nbs/15_activations.ipynb #d4def8c5
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Activations:
     "A model, a text and a site, with everything that makes numbers about them right; see `activations` and `held_out`"
     lm: LM              # the language model
@@ -135,7 +136,8 @@ class Activations:
 
     def __repr__(self) -> str:
         sizes = ', '.join(f'{k} {t.n_tokens:,}' for k, t in self.tokens.items())
-        return f"Activations of {self.lm.name} at {self.site}, {self.corpus['name']} in rows of {self.seq_len}: {sizes} tokens"
+        text = f"{self.corpus['name']} in rows of {self.seq_len}"
+        return f'Activations of {self.lm.name} at {self.site}, {text}: {sizes} tokens'
 
     @property
     def scaler(self) -> Scaler: # centre and scale, fitted on the training side without massive tokens
@@ -162,8 +164,8 @@ class Activations:
         here = dict(model=self.lm.identity(), site=str(self.site), corpus=self.corpus, seq_len=self.seq_len)
         if self.trained is not None: return self.trained | here
         t = self.tokens['train']
-        return here | dict(split=SPLIT, bos=True, n_train=t.n_tokens, tokens=t.sha, massive=self.rule.factor, centre=self.centre,
-            dtype=self.stores['train'].facts['dtype'])
+        return here | dict(split=SPLIT, bos=True, n_train=t.n_tokens, tokens=t.sha, massive=self.rule.factor,
+            centre=self.centre, dtype=self.stores['train'].facts['dtype'])
 
     def stream(self,
         batch: int,     # activations a batch
@@ -172,6 +174,8 @@ class Activations:
         "What to train on, from memory or from disk; UserError where there is no training side"
         if 'train' not in self.stores:
             raise UserError('these activations were made to judge an SAE on: to train, make them with activations()')
+        _check_numbers(batch=batch)
+        if not is_whole(seed): raise UserError(f'seed={seed!r}: want a whole number')
         facts = self.identity()
         if self.in_memory: return TensorStream(self.side.x, batch, seed, self.scaler, facts)
         facts |= dict(order='buckets (in_memory=False)')
@@ -181,7 +185,8 @@ class Activations:
         name: str = 'test',  # 'train', 'val' or 'test'
     ) -> dict:               # x raw (n, d_in), massive ones too; doc, row, pos, token (n,)
         "The activations of a side, in the order of the text; UserError for one that is not here"
-        if name not in self.stores: raise UserError(f"no part {name!r} here: want {' or '.join(map(repr, self.stores))}")
+        if name not in self.stores:
+            raise UserError(f"no part {name!r} here: want {' or '.join(map(repr, self.stores))}")
         if name in self._loaded: return self._loaded[name]
         t = self.stores[name].load()
         if name != 'train': self._loaded[name] = t
@@ -194,16 +199,18 @@ class Activations:
             docs, n, massive = self.side.counts if k == 'train' else count_parts(self.part(k), self.rule)
             parts[k] = dict(documents=len(docs), documents_in_split=self.in_split[k], tokens=n, massive=massive,
                 sha256=self.tokens[k].sha)
-        return dict(model=self.lm.identity(), site=str(self.site), d_in=self.d_in, scale=self.scaler.scale, centred=self.centre,
-            massive_factor=self.rule.factor, parts=parts)
+        return dict(model=self.lm.identity(), site=str(self.site), d_in=self.d_in, scale=self.scaler.scale,
+            centred=self.centre, massive_factor=self.rule.factor, parts=parts)
 
     def metadata(self) -> dict: # JSON-able, for `SAE.finish`
         "What a finished SAE must remember: SAELens' own keys, and ours"
-        ours = dict(data=self.identity(), d_in=self.d_in, massive=dict(factor=self.rule.factor, median=self.rule.median),
+        massive = dict(factor=self.rule.factor, median=self.rule.median)
+        ours = dict(data=self.identity(), d_in=self.d_in, massive=massive,
             mean=self.mean.tolist(), scale=self.scaler.scale)
         if not torch.equal(self.scaler.mean, self.mean): ours['scaler_mean'] = self.scaler.mean.tolist()
-        return dict(model_name=self.lm.name, **hook_names(self.lm, self.site), prepend_bos=True, exclude_special_tokens=True,
-            context_size=self.seq_len, dataset_path=self.source, sae_lens_version='6.0.0', jumprelu_sae=ours)
+        return dict(model_name=self.lm.name, **hook_names(self.lm, self.site), prepend_bos=True,
+            exclude_special_tokens=True, context_size=self.seq_len, dataset_path=self.source,
+            sae_lens_version='6.0.0', jumprelu_sae=ours)
 
 # %% ../nbs/15_activations.ipynb #f446b075
 @contextlib.contextmanager
@@ -225,8 +232,12 @@ def open_model(
     lm,                  # an LM, or what `load_lm` takes
     settings: Settings,  # device and dtype, for one that has to be loaded
 ) -> LM:
-    "The language model; one that is loaded already is taken as it is"
-    return lm if isinstance(lm, LM) else load_lm(lm, device=settings.device, dtype=settings.dtype)
+    "The language model; one that is loaded already is taken as it is, UserError if another format was asked for"
+    if not isinstance(lm, LM): return load_lm(lm, device=settings.device, dtype=settings.dtype)
+    dtype = str(lm.dtype).removeprefix('torch.')
+    if settings.dtype in ('auto', dtype): return lm
+    raise UserError(f'{lm.name} is loaded in {dtype}, and the settings say {settings.dtype}: load it so, or leave '
+        'dtype out')
 
 def check_place(
     lm: LM,         # language model
@@ -278,12 +289,13 @@ def activations(
     settings: Settings = Settings(), # device, dtype, threads, progress, in_memory
     batch_rows: int = 16,      # rows a forward pass
 ) -> Activations:
-    "Model, text and site as one thing to train on and to judge on; finished harvests are used again. UserError says what to do"
+    "Model, text and site as one thing to train on and to judge on; finished harvests are used again"
     budget = dict(train=n_train, val=n_val, test=n_test)
     _check_numbers(seq_len=seq_len, batch_rows=batch_rows, **{f'n_{k}': v for k, v in budget.items()})
     check_factor(massive)
     if not isinstance(centre, bool): raise UserError(f'centre={centre!r}: want True or False')
-    if not isinstance(settings, Settings): raise UserError(f'settings={settings!r}: want a Settings, such as Settings(device="cpu")')
+    if not isinstance(settings, Settings):
+        raise UserError(f'settings={settings!r}: want a Settings, such as Settings(device="cpu")')
     parse_site(site)
     folder = make_folder(folder or cache_dir()/'stores')
     with _threads(settings.threads):
@@ -309,12 +321,15 @@ def trained_on(
     "What an SAE's metadata say of the data it was trained on"
     m = sae.metadata or {}
     ours = m.get('jumprelu_sae') or {}
-    if isinstance(ours.get('data'), dict): return ours['data'] | dict(full=True, source=m.get('dataset_path'), called=m.get('model_name'))
+    if isinstance(ours.get('data'), dict):
+        return ours['data'] | dict(full=True, source=m.get('dataset_path'), called=m.get('model_name'))
     old = ours.get('earlier') or {}
     model = old.get('model') or m.get('model_name')
     corpus = old.get('corpus') or m.get('dataset_path')
-    said = dict(model=dict(name=model) if isinstance(model, str) else model, site=old.get('site') or site_of_hook(m.get('hook_name')),
-        corpus=dict(name=corpus) if isinstance(corpus, str) else None, source=corpus, seq_len=old.get('seq_len') or m.get('context_size'))
+    said = dict(model=dict(name=model) if isinstance(model, str) else model,
+        site=old.get('site') or site_of_hook(m.get('hook_name')),
+        corpus=dict(name=corpus) if isinstance(corpus, str) else None, source=corpus,
+        seq_len=old.get('seq_len') or m.get('context_size'))
     said['called'] = (said['model'] or {}).get('name')
     return {k: v for k, v in said.items() if v} | dict(full=False)
 
@@ -326,10 +341,12 @@ def trained_elsewhere(
     said, here = trained_on(sae), acts.identity()
     keys = ('model', 'site', 'seq_len', 'split', 'bos', 'massive', 'centre')
     a, b = ({k: o[k] for k in keys if k in o and k in said} for o in (here, said))
-    if not said['full']: a, b = a | dict(model=acts.lm.name), b | dict(model=said.get('model', {}).get('name', acts.lm.name))
+    if not said['full']:
+        a, b = a | dict(model=acts.lm.name), b | dict(model=said.get('model', {}).get('name', acts.lm.name))
     sha = (said.get('corpus') or {}).get('sha256')
     if sha and sha != acts.corpus['sha256']: a, b = a | dict(corpus=acts.corpus), b | dict(corpus=said['corpus'])
-    elif not sha and 'corpus' in said: a, b = a | dict(corpus=acts.corpus['name']), b | dict(corpus=said['corpus']['name'])
+    elif not sha and 'corpus' in said:
+        a, b = a | dict(corpus=acts.corpus['name']), b | dict(corpus=said['corpus']['name'])
     return differences(a, b, ('here', 'in the SAE'))
 
 # %% ../nbs/15_activations.ipynb #08519999
@@ -338,21 +355,25 @@ def _model_again(name: str|None, said: dict, device: str) -> LM:
     if not isinstance(name, str): raise UserError('the SAE does not say on which model it was trained: give lm=')
     kw = dict(dtype=said['dtype']) if said.get('dtype') in ('float32', 'bfloat16') else {}
     if 'seed' in said: kw['seed'] = said['seed']
-    elif said.get('source') == name and re.fullmatch('[0-9a-f]{40}', said.get('revision') or ''): kw['revision'] = said['revision']
+    elif said.get('source') == name and re.fullmatch('[0-9a-f]{40}', said.get('revision') or ''):
+        kw['revision'] = said['revision']
     lm = load_lm(name, device=device, **kw)
     now = lm.identity()
     other = differences({k: now.get(k) for k in said}, said, ('now', 'in the SAE'))
     if other:
-        raise UserError(f"{name} is not the model that the SAE was trained on ({'; '.join(other)}): give lm= to judge it there")
+        raise UserError(f"{name} is not the model that the SAE was trained on ({'; '.join(other)}): give lm= to "
+            "judge it there")
     return lm
 
 def _text_again(source: str|None, said: dict) -> tuple[list[Document], dict]:
     "The corpus that an SAE was trained on; UserError if it is not what it was"
     if not isinstance(source, str): raise UserError('the SAE does not say on which corpus it was trained: give corpus=')
     try: docs, known = read_corpus(source, limit=said.get('max_docs'))
-    except UserError as e: raise UserError(f'cannot read the corpus that the SAE was trained on ({e}): give corpus=') from None
+    except UserError as e:
+        raise UserError(f'cannot read the corpus that the SAE was trained on ({e}): give corpus=') from None
     if said.get('sha256') not in (None, known['sha256']):
-        raise UserError(f'the corpus {source!r} has changed since the SAE was trained: give corpus= to judge it on what is there now')
+        raise UserError(f'the corpus {source!r} has changed since the SAE was trained: give corpus= to judge it on '
+            'what is there now')
     return docs, known
 
 def _check_metadata(said: dict, ours: dict, d_in: int) -> None:
@@ -363,8 +384,9 @@ def _check_metadata(said: dict, ours: dict, d_in: int) -> None:
         want(said.get(k) is None or isinstance(said[k], kind), k, said.get(k))
     want(set(said.get('split', SPLIT)) == set(SPLIT), 'split', said.get('split'))
     rule, mean, scale = (ours.get(k) for k in ('massive', 'mean', 'scale'))
-    factor_fits = isinstance(rule, dict) and set(rule) == {'factor', 'median'} and (rule['factor'] is None or is_number(rule['factor']))
-    want(rule is None or factor_fits and is_number(rule['median']), 'massive', rule)
+    named = isinstance(rule, dict) and set(rule) == {'factor', 'median'}
+    numbers = named and is_number(rule['median']) and (rule['factor'] is None or is_number(rule['factor']))
+    want(rule is None or numbers, 'massive', rule)
     want(scale is None or is_number(scale) and scale > 0, 'scale', scale)
     for k in ('mean', 'scaler_mean'):
         v = ours.get(k)
@@ -376,8 +398,8 @@ def _own_side(
     sample,        # () -> raw training activations, for what it does not say
 ) -> TrainSide:
     "Rule, training mean and scaler as the SAE says; what it does not say is fitted on some training documents"
-    rule, mean, scale = ours.get('massive') or (ours.get('earlier') or {}).get('rule'), ours.get('mean'), ours.get('scale') or 1.
-    mean = torch.tensor(mean or [0.], dtype=torch.float32)
+    rule = ours.get('massive') or (ours.get('earlier') or {}).get('rule')
+    mean, scale = torch.tensor(ours.get('mean') or [0.], dtype=torch.float32), ours.get('scale') or 1.
     known = 'massive' in ours or bool(mean.any())
     if not (isinstance(rule, dict) and known):
         x = sample()
@@ -409,9 +431,10 @@ def held_out(
     folder: str|Path|None = None, # of the stores; None: in the cache
     settings: Settings = Settings(), # dtype, for another model that has to be loaded; threads, progress
 ) -> Activations:              # the test side only; `elsewhere` says how it differs from the training side
-    "What to judge an SAE on: by default the held-out side of what it was trained on. UserError if that is not there any more"
+    "What to judge an SAE on: by default the held-out side of what it was trained on. UserError if that has changed"
     if not isinstance(sae, SAE): sae = load_sae(sae)
-    if not sae.finished: raise UserError('this SAE is still in training: call finish(acts.scaler, acts.metadata()) first')
+    if not sae.finished:
+        raise UserError('this SAE is still in training: call finish(acts.scaler, acts.metadata()) first')
     said, ours = trained_on(sae), (sae.metadata or {}).get('jumprelu_sae') or {}
     _check_metadata(said, ours, sae.cfg.d_in)
     site, seq_len = site or said.get('site'), said.get('seq_len') if seq_len is None else seq_len
@@ -419,16 +442,19 @@ def held_out(
         if v is None: raise UserError(f'the SAE does not say with which {name} it was trained: give {name}=')
     _check_numbers(seq_len=seq_len, n_test=n_test)
     parse_site(site)
+    settings = replace(settings, device=device)
     folder = make_folder(folder or cache_dir()/'stores')
     with _threads(settings.threads):
-        docs, known = _text_again(said.get('source'), said.get('corpus') or {}) if corpus is None else read_corpus(corpus, 10*n_test)
+        docs, known = _text_again(said.get('source'), said.get('corpus')
+            or {}) if corpus is None else read_corpus(corpus, 10*n_test)
         if (said.get('corpus') or {}).get('sha256') == known['sha256']: known = said['corpus']
         split = split_documents(docs, **said.get('split', SPLIT))
         if lm is None: lm = _model_again(said.get('called'), said.get('model', {}), device)
         lm = open_model(lm, settings)
         site = check_place(lm, site, seq_len)
         if site_dim(lm, site) != sae.cfg.d_in:
-            raise UserError(f'the SAE takes activations of width {sae.cfg.d_in}, and {site} of {lm.name} has {site_dim(lm, site)}: '
+            raise UserError(f'the SAE takes activations of width {sae.cfg.d_in}, and {site} of {lm.name} has '
+                f'{site_dim(lm, site)}: '
                 'give the model and site that it was trained on')
         tokens = dict(test=pack_part(split['test'], lm, seq_len, n_test, 'n_test'))
         _check_disk(lm, tokens, site, folder)

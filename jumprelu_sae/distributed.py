@@ -26,7 +26,8 @@ from .sites import Site
 from .sae import SAE, BatchTopKSAE, JumpReLUSAE
 from .sparse import SparseDecode, SparsePre, Support, find_topk, has_sparse_step, sparse_loss
 from .text import Document, Tokens, pack, worker_of
-from .train import Paths, StreamError, TrainConfig, Trainer, Windows, check_finite, run_step, sole_writer, train_saes, write_checkpoint
+from .train import (Paths, StreamError, TrainConfig, Trainer, Windows, check_finite, run_step, sole_writer,
+    train_saes, write_checkpoint)
 
 # %% ../nbs/22_distributed.ipynb #168c89b0
 class OtherFailed(StreamError):
@@ -49,7 +50,8 @@ class Ranks:
     @contextlib.contextmanager
     def reachable(self): # within the block the others answer, or OtherFailed
         try: yield
-        except RuntimeError as e: raise OtherFailed(f'another process ended or cannot be reached ({e}): its own message says why') from e
+        except RuntimeError as e:
+            raise OtherFailed(f'another process ended or cannot be reached ({e}): its own message says why') from e
 
     def all_reduce(self, t: Tensor, op: str) -> None:
         with self.reachable(): dist.all_reduce(t, self.OPS[op])
@@ -81,10 +83,11 @@ class Ranks:
             self.broadcast(t)
         return t
 
-    def nobody_goes_on(self, error: Exception|None) -> None: # called on all ranks, with the error of those that have one
+    def nobody_goes_on(self, error: Exception|None) -> None: # on all ranks, with the error of those that have one
         "Raise on all ranks: where it happened the error itself, elsewhere OtherFailed that tells it"
         said = self.gather(error and f'{type(error).__name__}: {error}')
-        error = error or OtherFailed(next(f'process {r} cannot go on, so none does ({e})' for r, e in enumerate(said) if e))
+        error = error or OtherFailed(next(f'process {r} cannot go on, so none does '
+            f'({e})' for r, e in enumerate(said) if e))
         error.known_to_all = True
         raise error
 
@@ -98,7 +101,7 @@ class Ranks:
         if any(self.gather(error is not None)): self.nobody_goes_on(error)
         return out
 
-    def close(self) -> None: # at the end of a script, or when this process alone cannot go on: the others hear it at once
+    def close(self) -> None: # at the end, or when this process alone cannot go on: the others hear it
         if self.world > 1 and dist.is_initialized(): dist.destroy_process_group()
 
 # %% ../nbs/22_distributed.ipynb #cfb60127
@@ -138,9 +141,10 @@ def joint_line(
     v: Tensor, # this rank's values, (n_values,) float32 or float64; any number of them, also none
     n: int, # how many of all ranks' shall be kept
     ranks: Ranks, # who takes part
-) -> tuple[Tensor, int]: # the n-th largest of all, and how many of those equal to it are among the n; 0., 0 if fewer than n are positive
+) -> tuple[Tensor, int]: # the n-th largest of all, and how many equal to it are kept; 0., 0 if fewer are positive
     "The n-th largest positive value of all ranks, exactly, by counting two bytes at a time from the first to the last"
-    if v.dtype not in (torch.float32, torch.float64): raise UserError(f'a joint selection of {v.dtype} values: train the SAE in float32')
+    if v.dtype not in (torch.float32, torch.float64):
+        raise UserError(f'a joint selection of {v.dtype} values: train the SAE in float32')
     whole, size = (torch.int32, 2) if v.dtype == torch.float32 else (torch.int64, 4)
     bits, prefix, left = v[v > 0].view(whole), 0, n
     for i in reversed(range(size)):
@@ -173,7 +177,7 @@ def joint_keep(
 
 # %% ../nbs/22_distributed.ipynb #3914ea3d
 class JointSelection:
-    "What a selection over all ranks is, for SAEs in training; used alone (an evaluation on one rank, say) they look at their own batch, as ever"
+    "What a selection over all ranks is, for SAEs in training; in evaluation they look at their own batch, as ever"
     ranks: Ranks # who trains it together
     plain: type # the class that it has on one process
 
@@ -228,7 +232,8 @@ def make_joint(
     said = ('gate', 'update_threshold', 'penalty', 'end_start')
     changed = [n for n in said if n in vars(sae) or getattr(cls, n, None) is not getattr(parent, n, None)]
     if changed and ranks.world > 1:
-        raise UserError(f"{cls.__name__} changes {', '.join(changed)} of {parent.__name__}, which see the whole batch: what that is for {ranks.world} processes is not known, so train it on one")
+        raise UserError(f"{cls.__name__} changes {', '.join(changed)} of {parent.__name__}, which see the whole "
+            f"batch: what that is for {ranks.world} processes is not known, so train it on one")
     own = dict(plain=cls, __module__=__name__, __qualname__=f'Joint{cls.__name__}')
     if has_sparse_step(sae): own['gate_pairs'] = cls.gate_pairs
     j = object.__new__(type(f'Joint{cls.__name__}', (JOINT[parent], cls), own))
@@ -244,7 +249,8 @@ def joint_sparse_loss(
     dead: Tensor|None = None, # which latents count as dead, (d_sae,) bool
 ) -> dict: # as `sparse_loss`
     "`sparse_loss` with a selection over all ranks"
-    if not (isinstance(sae, JointSelection) and sae.selection and sae.selection.joint): return sparse_loss(sae, x, warm, dead)
+    if not (isinstance(sae, JointSelection) and sae.selection and sae.selection.joint):
+        return sparse_loss(sae, x, warm, dead)
     x_in, idx, k = sae.centred(x), sae.revivable(dead), sae.selection.k*sae.ranks.world
     s, pre = find_topk(x_in, sae.W_enc, sae.b_enc, k, joint=True)
     keep = joint_keep(pre, k*len(x), sae.ranks)
@@ -303,7 +309,8 @@ class SplitStream:
     def __next__(self) -> Tensor: # (batch/world, d_in)
         x, r = next(self.stream), self.ranks
         if len(x) % r.world:
-            raise UserError(f'a batch of {len(x)} cannot be shared out equally to {r.world} processes: choose a multiple of {r.world}')
+            raise UserError(f'a batch of {len(x)} cannot be shared out equally to {r.world} processes: choose a '
+                f'multiple of {r.world}')
         b = len(x)//r.world
         return x[r.rank*b:(r.rank + 1)*b]
 
@@ -312,7 +319,7 @@ class SplitStream:
     def load_state_dict(self, state: dict) -> None: self.stream.load_state_dict(state)
 
 class PerRankStream:
-    "Every rank has a stream of its own; an ActivationStream whose `identity` and `state_dict` all ranks must call together"
+    "Every rank has a stream of its own; all ranks must call `identity` and `state_dict` together"
     def __init__(self,
         stream: ActivationStream, # this rank's, in batches of batch/world
         ranks: Ranks, # who has one each
@@ -337,7 +344,8 @@ class PerRankStream:
     def load_state_dict(self, state: dict) -> None:
         n = len(state.get('ranks', [0]))
         if n != self.ranks.world or 'ranks' not in state:
-            raise UserError(f'this run was saved by {n} process(es) with their own streams, and there are {self.ranks.world} now: start as many')
+            raise UserError(f'this run was saved by {n} process(es) with their own streams, and there are '
+                f'{self.ranks.world} now: start as many')
         check_state(self, state)
         self.stream.load_state_dict(state['ranks'][self.ranks.rank])
 
@@ -374,10 +382,12 @@ class DistTrainer(Trainer):
         site: str = '', # where the activations come from, for messages
         path: str = 'auto', # 'dense' or 'sparse' steps, or whichever is faster
     ):
-        self.ranks, self._agreed, self.due, self.tokens, self.save_every, self.saved = ranks, False, False, 0, math.inf, time.monotonic()
+        self.ranks, self._agreed, self.due, self.tokens = ranks, False, False, 0
+        self.save_every, self.saved = math.inf, time.monotonic()
         def make():
             if cfg.batch % ranks.world:
-                raise UserError(f'a batch of {cfg.batch} cannot be shared out equally to {ranks.world} processes: choose a multiple of {ranks.world}')
+                raise UserError(f'a batch of {cfg.batch} cannot be shared out equally to {ranks.world} processes: '
+                    f'choose a multiple of {ranks.world}')
             together = {n: make_joint(s.to(ranks.device), ranks) for n, s in saes.items()}
             Trainer.__init__(self, together, stream, cfg, site, path)
         ranks.all_or_none(make)
@@ -387,7 +397,7 @@ class DistTrainer(Trainer):
         self.windows, self.paths = {n: JointWindows(ranks) for n in saes}, JointPaths(list(saes), path, ranks)
 
     @property
-    def stop(self) -> bool: return self._agreed # only what all ranks know; setting it asks, and the next step's agreement answers
+    def stop(self) -> bool: return self._agreed # what all ranks know; setting it asks, the next step answers
     @stop.setter
     def stop(self, asked: bool) -> None: self._asked = asked
 
@@ -399,7 +409,9 @@ class DistTrainer(Trainer):
         if dealt is not None and dealt != self.rows: raise UserError(self.odd_batch(f'a stream in batches of {dealt}'))
 
     def odd_batch(self, brought: str) -> str:
-        return f'{brought}, and {self.ranks.world} processes share a batch of {self.cfg.batch}: give each a stream in batches of {self.rows}, or wrap one of joint batches in SplitStream'
+        share = f'{self.ranks.world} processes share a batch of {self.cfg.batch}'
+        return (f'{brought}, and {share}: give each a stream in batches of {self.rows}, '
+            'or wrap one of joint batches in SplitStream')
 
     def batch(self) -> tuple[Tensor, int]: # this rank's part, and how many activations the joint batch has
         "Draw, and add up what each rank alone knows; an error on all ranks when one of them cannot go on"
@@ -409,23 +421,26 @@ class DistTrainer(Trainer):
             check_finite(x, self.step, self.site)
         except Exception as e: error = e
         late = r.rank == 0 and time.monotonic() - self.saved > self.save_every
-        flags = torch.tensor([error is not None, self._asked, late, len(x), len(x) != self.rows, self.step], device=r.device)
+        mine = [error is not None, self._asked, late, len(x), len(x) != self.rows, self.step]
+        flags = torch.tensor(mine, device=r.device)
         failed, asked, late, rows, odd, steps = r.reduce(flags, 'flags').tolist()
         if not failed and odd: error = StreamError(self.odd_batch(f'the streams brought {rows} activations'))
         if not failed and steps != self.step*r.world:
-            error = UserError(f'the processes stand at different steps (this one at {self.step}): put the checkpoints in a folder that all of them see')
+            error = UserError(f'the processes stand at different steps (this one at {self.step}): put the '
+                f'checkpoints in a folder that all of them see')
         if failed or error: r.nobody_goes_on(error)
         self._agreed, self.due = bool(asked), bool(late)
         return x, rows
 
     def step_of(self, name: str, x: Tensor, path: str, rows: int) -> dict: # terms of the joint batch
         if name == next(iter(self.saes)): self.tokens += rows
-        return joint_step(self.saes[name], self.opts[name], x, self.step, self.cfg, self.silent[name], path, self.ranks, rows)
+        sae, opt, silent = self.saes[name], self.opts[name], self.silent[name]
+        return joint_step(sae, opt, x, self.step, self.cfg, silent, path, self.ranks, rows)
 
     def facts(self) -> dict: return self.ranks.all_or_none(super().facts)
 
     def save(self, folder: str|Path) -> None:
-        "Rank 0 writes, the others wait; all must call it after the same step. Any number of processes can go on from it, one included"
+        "Rank 0 writes, the others wait; all call it after the same step. Any number of processes can go on from it"
         facts = self.facts()
         def write():
             if self.ranks.rank == 0: write_checkpoint(folder, self.tensors(), facts)
@@ -443,7 +458,9 @@ class DistTrainer(Trainer):
 
     def has_checkpoint(self, folder: str|Path) -> bool:
         seen = self.ranks.gather(super().has_checkpoint(folder))
-        if len(set(seen)) > 1: self.ranks.nobody_goes_on(UserError(f'only some of the processes see the checkpoint in {folder}: give a folder that all of them see'))
+        if len(set(seen)) > 1:
+            self.ranks.nobody_goes_on(UserError(f'only some of the processes see the checkpoint in {folder}: give a '
+                f'folder that all of them see'))
         return all(seen)
 
     @contextlib.contextmanager
@@ -497,21 +514,24 @@ def harvest_share(
     "Harvest the documents that fall to this rank; no message is sent; UserError, on all ranks alike, if one gets none"
     share = [[d for d in docs if worker_of(d, ranks.world, salt) == r] for r in range(ranks.world)]
     if not all(share):
-        raise UserError(f'none of {len(docs)} documents falls to process {share.index([])} of {ranks.world}: take fewer processes or another salt')
+        raise UserError(f'none of {len(docs)} documents falls to process {share.index([])} of {ranks.world}: take '
+            f'fewer processes or another salt')
     folder = Path(out_dir)/f'part-{ranks.rank:05d}-of-{ranks.world:05d}'
     return harvest(lm, pack_apart(share[ranks.rank], lm.tokenizer, seq_len), site, folder, **kw)
 
 def open_shares(
     out_dir: str|Path, # what `harvest_share` wrote on all ranks
 ) -> list[ActivationStore]: # by rank
-    "All parts of a shared harvest; UserError for a part that is missing or unfinished, parts of several harvests, or a document in two"
+    "All parts of a shared harvest; UserError for a missing or unfinished part, several harvests, or a document in two"
     names = sorted(p.name for p in Path(out_dir).glob('part-*-of-*'))
     world = int(names[0][-5:]) if names else 0
     if not names or names != [f'part-{r:05d}-of-{world:05d}' for r in range(world)]:
-        raise UserError(f'{out_dir} does not hold all parts of one harvest (found: {", ".join(names) or "none"}): run it again with as many processes, in a folder of its own')
+        raise UserError(f'{out_dir} does not hold all parts of one harvest (found: {", ".join(names) or "none"}): '
+            f'run it again with as many processes, in a folder of its own')
     stores = [ActivationStore(Path(out_dir)/n) for n in names]
     ids = Counter(d for s in stores for d in s.doc_ids)
     twice = [d for d, n in ids.items() if n > 1]
     if twice:
-        raise UserError(f'document {twice[0]!r} is in several parts of {out_dir}: the names of documents must be unique, and the parts of one run')
+        raise UserError(f'document {twice[0]!r} is in several parts of {out_dir}: the names of documents must be '
+            f'unique, and the parts of one run')
     return stores

@@ -7,8 +7,8 @@ __all__ = ['log', 'FREQ_EDGES', 'SUMS', 'HOW', 'token_sums', 'training_mean', 'e
            'counted_losses', 'per_document', 'ResumedForward', 'LMEval', 'ConstantReconstruction', 'ablation',
            'kl_divergence', 'divergences', 'effective_l0', 'centred_logit', 'attribution', 'spread_positions',
            'effective_sparsity', 'full_metrics', 'captured', 'judged_elsewhere', 'Evaluation', 'Evaluator',
-           'massive_rule', 'check_place', 'evaluate', 'metric_values', 'evaluation_table', 'evaluation_figure',
-           'evaluate_saved']
+           'massive_rule', 'sparsity_target', 'check_fit', 'evaluate', 'metric_values', 'evaluation_table',
+           'evaluation_figure', 'evaluate_saved']
 
 # %% ../nbs/30_evaluate.ipynb #8046f980
 import copy, logging, math
@@ -49,9 +49,9 @@ def token_sums(
     x = x.to(_device(sae)).float()
     f = sae.encode(x)
     x, back, mu, fires = x.double(), sae.decode(f).double(), mean.to(x.device).double(), f != 0
-    dot = ((back - mu)*(x - mu)).sum(-1)
-    return torch.stack([_squares(x - back), _squares(x - mu), fires.sum(-1).double(), _squares(back - mu), dot],
-        -1).cpu(), fires
+    sums = [_squares(x - back), _squares(x - mu), fires.sum(-1).double(), _squares(back - mu),
+        ((back - mu)*(x - mu)).sum(-1)]
+    return torch.stack(sums, -1).cpu(), fires
 
 # %% ../nbs/30_evaluate.ipynb #8639b081
 FREQ_EDGES = np.linspace(-6, 0, 25).tolist() # log10 of the firing frequency: bins of a quarter of a decade
@@ -166,8 +166,9 @@ def per_document(
 ) -> tuple[list, ...]: # documents that occur, how many values each has, and for each of `values` their sums
     "Counts and sums by document"
     ids, place = doc.unique(return_inverse=True)
-    return ids.tolist(), *torch.zeros(1+len(values), len(ids), dtype=torch.float64).index_add_(1, place,
-        torch.stack([torch.ones_like(values[0]), *values])).tolist()
+    each = torch.stack([torch.ones_like(values[0]), *values])
+    sums = torch.zeros(len(each), len(ids), dtype=torch.float64).index_add_(1, place, each)
+    return ids.tolist(), *sums.tolist()
 
 # %% ../nbs/30_evaluate.ipynb #e5a02e0d
 class ResumedForward:
@@ -497,17 +498,27 @@ def massive_rule(
     said = _ours(sae).get('massive')
     return MassiveRule(said['factor'], said['median']) if isinstance(said, dict) else acts.rule
 
+def sparsity_target(
+    arch: str,  # architecture
+    ours: dict, # what the SAE says of its training
+) -> float|None: # None: it does not say
+    "The value of the setting that made an SAE sparse: by its recipe, else by any recipe of its architecture"
+    how, own = look(arch), ours.get('config') or {}
+    settings = {name: r.get('setting', how.setting) for name, r in how.recipes.items()}
+    asked = [settings.get(ours.get('recipe')), how.setting, *settings.values()]
+    return next((own[s] for s in asked if own.get(s) is not None), None)
+
 def _facts(sae, acts) -> dict:
     "What a result says of an SAE: which it is, and on what it was judged"
     ours, cfg = _ours(sae), getattr(sae, 'cfg', None)
-    arch, own = getattr(cfg, 'arch', type(sae).__name__), ours.get('config') or {}
-    facts = dict(arch=arch, target=own.get(look(arch).setting), seed=ours.get('seed', 0), key=ours.get('key'))
+    arch = getattr(cfg, 'arch', type(sae).__name__)
+    facts = dict(arch=arch, target=sparsity_target(arch, ours), seed=ours.get('seed', 0), key=ours.get('key'))
     facts |= dict(d_in=acts.d_in, d_sae=getattr(cfg, 'd_sae', None), site=str(acts.site), seq_len=acts.seq_len)
     weights = next(iter(sae.parameters()), None) if hasattr(sae, 'parameters') else None
     if weights is not None: facts |= dict(dtype=str(weights.dtype).removeprefix('torch.'))
     return facts | dict(data=acts.identity(), tokens_sha256=acts.tokens['test'].sha)
 
-def check_place(
+def check_fit(
     sae,               # finished
     acts: Activations, # to judge it on
     elsewhere: bool = False, # although they are not what it was trained on?
@@ -541,7 +552,7 @@ def evaluate(
     if acts is None: acts = held_out(sae, n_test=n_test, device=device or str(_device(sae)))
     judge = acts if isinstance(acts, Evaluator) else Evaluator(acts, n_lm)
     acts = judge.acts
-    differs = check_place(sae, acts, elsewhere)
+    differs = check_fit(sae, acts, elsewhere)
     if device is not None: sae = copy.deepcopy(sae).to(device)
     rule, ours = massive_rule(sae, acts), _ours(sae)
     mean = None if any(ours.get('mean') or []) else acts.mean

@@ -14,8 +14,8 @@ from typing import Sequence
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from .core import (Scaler, UserError, differences, fingerprint, is_number, is_whole, load_tensors, make_folder,
-    read_json, save_tensors, sha256, write_json)
+from .core import (Scaler, UserError, differences, fingerprint, is_number, is_whole, load_tensors,
+    make_folder, read_json, save_tensors, sha256, write_json)
 from .text import Tokens, special_ids
 from .lm import LM
 from .sites import Site, capture, check_ids, parse_site, site_dim
@@ -75,7 +75,8 @@ class _Folder:
         "Read the manifest again: what a growing store has gained is at its end"
         self.manifest = _read_manifest(self.path)
         if not (self.complete or self.growing):
-            raise UserError(f'the harvest in {self.path} is not finished: run harvest() again, it goes on where it stopped')
+            raise UserError(f'the harvest in {self.path} is not finished: run harvest() again, it goes on where it '
+                'stopped')
         return self.n
 
     def __len__(self) -> int: return self.n
@@ -147,7 +148,8 @@ class _Fitted(_Shards):
     ) -> None:
         "Keep scaler and rule with the store; UserError while it is still growing"
         self.refresh()
-        if not self.complete: raise UserError(f'{self.path} is still growing: fit the scaler when harvest() has finished')
+        if not self.complete:
+            raise UserError(f'{self.path} is still growing: fit the scaler when harvest() has finished')
         sha = save_tensors(self.path/'scaler.safetensors', scaler.state())
         entry = dict(file='scaler.safetensors', sha256=sha, rule=rule and asdict(rule))
         self.manifest = self.manifest | dict(facts=self.manifest.get('facts', {}), scaler=entry)
@@ -209,7 +211,8 @@ class ActivationStore(_Fitted):
         "The text that leads to an activation"
         made_with, given = self.facts.get('tokenizer'), tokenizer_hash(tokenizer)
         if made_with not in (None, given):
-            raise UserError(f"{self.path} was made with another tokenizer: give the one of {self.facts['model']['name']}")
+            raise UserError(f"{self.path} was made with another tokenizer: give the one of "
+                f"{self.facts['model']['name']}")
         t = self.take([*range(max(0, i-before), i), i])
         return tokenizer.decode(t['token'][t['row'] == t['row'][-1]].tolist())
 
@@ -226,8 +229,8 @@ def _activations(lm, tokens, sites, rows, batch_rows, dtype, bar) -> dict: # Sit
         for site in sites:
             x = got[site][mask].to('cpu', dtype)
             if not torch.isfinite(x).all():
-                raise UserError(f'non-finite activations at {site}, batch of rows {r.start} to {r.stop-1}: the model or the '
-                    'stored format overflows; try dtype=float32 or another site')
+                raise UserError(f'non-finite activations at {site}, batch of rows {r.start} to {r.stop-1}: '
+                    'the model or the stored format overflows; try dtype=float32 or another site')
             xs[site].append(x)
         row, pos = part.mask.nonzero(as_tuple=True)
         doc, token = part.doc[part.mask].int(), part.ids[part.mask].int()
@@ -256,7 +259,8 @@ class _Bar:
         now = time.monotonic()
         if not self.lines or now - self.said < self.every: return
         self.said = now
-        log.info('%s: %s of %s tokens, %.0f a second', self.name, f'{self.done:,}', f'{self.total:,}', self.done/(now - self.began))
+        log.info('%s: %s of %s tokens, %.0f a second', self.name, f'{self.done:,}', f'{self.total:,}',
+            self.done/(now - self.began))
 
     def __enter__(self): return self
     def __exit__(self, *_): self.bar.close()
@@ -265,7 +269,8 @@ class _Bar:
 def _plan(lm, tokens, site, shard_rows, dtype) -> dict:
     "What a harvest is of, as JSON: two harvests with the same plan hold the same activations"
     return dict(format=1, site=str(site), model=lm.identity(), tokens=tokens.sha, shape=list(tokens.ids.shape),
-        d_in=site_dim(lm, site), dtype=str(dtype).removeprefix('torch.'), shard_rows=shard_rows, mask_rule='specials by id')
+        d_in=site_dim(lm, site), dtype=str(dtype).removeprefix('torch.'), shard_rows=shard_rows,
+        mask_rule='specials by id')
 
 def _manifest(out: Path, plan: dict, doc_ids: list, facts: dict) -> dict:
     "The manifest in `out` if it is of `plan`, else a new one; UserError if another harvest lives there"
@@ -290,7 +295,8 @@ def _alone(
         try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f'another harvest is writing to {out}: wait for it or give another folder') from None
-        half = (*out.glob('.*.tmp'), *out.glob('.tmp??????'))  # of `writing`; of safetensors inside it, by a name of its own
+        # of `writing`; of safetensors inside it, by a name of its own
+        half = (*out.glob('.*.tmp'), *out.glob('.tmp??????'))
         for o in half: o.unlink()
         yield
     finally: os.close(fd)
@@ -304,17 +310,18 @@ def _disk_full(
     except (OSError, SafetensorError) as e:
         code = getattr(e, 'errno', None) or int((re.findall(r'os error (\d+)', str(e)) or [0])[0])
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f'disk full ({os.strerror(code)}) while writing to {out}: free space, or move the folder to a larger '
-                'disk and give that; then run again: it goes on where it stopped') from e
+            raise UserError(f'disk full ({os.strerror(code)}) while writing to {out}: free space, or move the '
+                'folder to a larger disk and give that; then run again: it goes on where it stopped') from e
         if not code: raise
-        raise UserError(f'cannot write to {out} ({os.strerror(code)}): make it writable or give another folder, then run again') from e
+        raise UserError(f'cannot write to {out} ({os.strerror(code)}): make it writable or give another '
+            'folder, then run again') from e
 
 # %% ../nbs/13_harvest.ipynb #7b48db53
 def _check_space(out: Path, need: int) -> None: # bytes
     free = shutil.disk_usage(out).free
     if need > free:
-        raise UserError(f'the harvest needs {need/1e9:.3g} GB and {free/1e9:.3g} GB are free in {out}: free space, give another '
-            'folder, or take fewer tokens or dtype=torch.bfloat16')
+        raise UserError(f'the harvest needs {need/1e9:.3g} GB and {free/1e9:.3g} GB are free in {out}: free space, '
+            'give another folder, or take fewer tokens or dtype=torch.bfloat16')
 
 class _Writer:
     "The writing side of one store: which shards it lacks, and the manifest after each that it gets"
@@ -345,7 +352,7 @@ def harvest(
     lm: LM,                      # language model
     tokens: Tokens,              # packed rows
     sites: str|Site|list,        # where to look: a site, or a list of sites for one pass
-    out_dir: str|Path,           # folder of the store; for a list, each site has its own in it, such as out_dir/'resid.9'
+    out_dir: str|Path,           # folder of the store; for a list, each site's is in it, such as out_dir/'resid.9'
     batch_rows: int = 16,        # rows a forward pass
     shard_rows: int = 256,       # rows a shard: what a kill can cost
     dtype: torch.dtype|None = None, # of the stored activations; None for the model's own
@@ -427,12 +434,12 @@ def fit_massive(
     n2 = _norms(x)
     if not torch.isfinite(n2).all():
         bad = int((~torch.isfinite(n2)).sum())
-        raise UserError(f'{bad} of {len(x)} training activations are not finite: delete the harvest and try dtype=float32 or '
-            'another site')
+        raise UserError(f'{bad} of {len(x)} training activations are not finite: delete the harvest and try '
+            'dtype=float32 or another site')
     median = float(n2.median())
     if factor is not None and median == 0 and n2.any():
-        raise UserError(f'{int((n2 == 0).sum())} of {len(x)} training activations are exactly zero, so the median norm is no '
-            'yardstick for massive tokens: check the site, or give massive=None')
+        raise UserError(f'{int((n2 == 0).sum())} of {len(x)} training activations are exactly zero, so the median '
+            'norm is no yardstick for massive tokens: check the site, or give massive=None')
     return MassiveRule(None if factor is None else float(factor), median)
 
 # %% ../nbs/13_harvest.ipynb #68e6bc75
@@ -441,7 +448,7 @@ def prepare(
     factor: float|None = 20.,  # of the rule for massive tokens; None: no rule
     centre: bool = True,       # subtract the mean before scaling (our departure), or only scale (the paper)
 ) -> tuple[Scaler, MassiveRule]: # both fitted on training activations, the scaler without the massive ones
-    "What turns raw activations into training inputs with E||x||^2 = 1; UserError for non-finite or constant activations"
+    "What turns raw activations into training inputs with E||x||^2 = 1; UserError for non-finite or constant ones"
     rule = fit_massive(x, factor)
     massive = rule(x) if factor is None else _norms(x) > rule.limit
     return Scaler.fit(x[~massive] if massive.any() else x, centre), rule

@@ -339,19 +339,22 @@ def _first_line(e):
 # (names of errors, a pattern in their text, what to say): the first row that fits is said
 _HUB = (
     (('GatedRepoError',), 'trying to access a gated repo|cannot access gated repo',
-     '{name} is gated: accept the licence at https://huggingface.co/{name} and run `hf auth login` with a token of that '
-     "account, then run again; or use the model 'gemma3-270m', which needs neither"),
+     '{name} is gated: accept the licence at https://huggingface.co/{name} and run `hf auth login` with a token of '
+     "that account, then run again; or use the model 'gemma3-270m', which needs neither"),
     (('HFValidationError',), None, 'no model {name!r}: there is no such folder, and a name on the Hub is owner/name'),
     (('RevisionNotFoundError',), None, '{name} has no such revision on the Hub: check revision='),
     (('RepositoryNotFoundError',), 'not a valid model identifier',
-     'no model {name!r}: there is no such folder here, and no such name on the Hub or it is private: check the spelling, '
-     'or run `hf auth login` with a token that may read it'),
+     'no model {name!r}: there is no such folder here, and no such name on the Hub or it is private: check the '
+     'spelling, or run `hf auth login` with a token that may read it'),
     ((), r'\b(401|403)\b[^.]*\b(client error|forbidden|unauthorized)',
      'no access to {name} on the Hub: run `hf auth login` with a token that may read it'),
-    (('LocalEntryNotFoundError', 'OfflineModeIsEnabled', 'ConnectError', 'TimeoutException', 'ConnectionError', 'gaierror'),
-     "couldn't connect", '{name!r} is not on this machine and the Hub cannot be reached: check the name and the network; '
-     "the model 'gemma3-270m' works offline"),
-    (('EntryNotFoundError',), 'does not appear to have',
+    (('LocalEntryNotFoundError', 'OfflineModeIsEnabled', 'ConnectError', 'TimeoutException', 'ConnectionError'),
+     "couldn't connect",
+     '{name!r} is not on this machine and the Hub cannot be reached: check the name and the network; the model '
+     "'gemma3-270m' works offline"),
+    ((), 'does not recognize this architecture',
+     '{name} is of a family that transformers does not know: take another model'),
+    (('EntryNotFoundError',), 'does not appear to have|should have a `model_type`',
      '{name} lacks its {part} on the Hub ({first}): take another model'))
 
 def _why_not_hub(name, part, e):
@@ -361,7 +364,7 @@ def _why_not_hub(name, part, e):
     for names,pattern,say in _HUB:
         if not kinds & set(names) and not (pattern and re.search(pattern, text)): continue
         return say.format(name=name, part=part, first=_first_line(e))
-    return f'the {part} of {name} cannot be loaded ({type(e).__name__}: {_first_line(e)}): take another model, or mend this one'
+    return f'the {part} of {name} cannot be loaded ({type(e).__name__}: {_first_line(e)}): take another, or mend it'
 
 def _no_memory(e): return any(isinstance(o, (MemoryError, torch.OutOfMemoryError)) for o in _causes(e))
 
@@ -369,10 +372,11 @@ def _why_not(name, part, e):
     "The same for a folder or a Hub name"
     if _no_memory(e): return f'{name} does not fit into memory: take a smaller model, or dtype bfloat16'
     if not Path(name).is_dir(): return _why_not_hub(name, part, e)
-    return f'the {part} in the folder {name} cannot be read ({_first_line(e)}): damaged or incomplete; copy or save it again'
+    todo = 'it is damaged or incomplete; copy or save it again'
+    return f'the {part} in the folder {name} cannot be read ({_first_line(e)}): {todo}'
 
 # %% ../nbs/11_lm.ipynb #3473bea6
-_OLD_TABLES = ('inv_freq', 'masked_bias', 'attn.bias', 'attention.bias')  # earlier versions saved them; nobody reads them
+_OLD_TABLES = ('inv_freq', 'masked_bias', 'attn.bias', 'attention.bias')  # saved by earlier versions, never read
 
 def _some(names):
     "A few of many names"
@@ -383,13 +387,14 @@ def check_weights(
     family: str,   # a key of `FAMILIES`
     loaded: dict,  # what transformers gives with `output_loading_info=True`
 ) -> None:
-    "UserError, with names, unless all weights of the model came from its files, and all layers in the files have a place"
+    "UserError, with names, unless all of the model came from its files, and all layers in the files have a place"
     layer = re.compile(rf'(^|\.){FAMILIES[family].layers}\.\d+\.')
     def reads(o): return layer.search(o) and not o.endswith(_OLD_TABLES) and 'vision' not in o
+    extra = [o for o in loaded['unexpected_keys'] if reads(o)]
     found = {
         'are missing from its files': loaded['missing_keys'],
         'have another shape than its config.json says': [o[0] for o in loaded['mismatched_keys']],
-        'in its files have no place in the model of its config.json': [o for o in loaded['unexpected_keys'] if reads(o)]}
+        'in its files have no place in the model of its config.json': extra}
     problems = [f'{len(o)} weights {what} ({_some(sorted(o))})' for what,o in found.items() if o]
     problems += [_first_line(o) for o in loaded.get('error_msgs') or []]
     if problems: raise UserError(f"{name}: {'; '.join(problems)}: its numbers would be wrong; take a complete copy")
@@ -425,9 +430,11 @@ def _known(name, kind):
 def _family(name, revision):
     "The family of a checkpoint, from its config.json"
     from transformers import AutoConfig
-    if not Path(name).is_dir(): return _known(name, _read(name, 'configuration', AutoConfig.from_pretrained, revision=revision).model_type)
+    if not Path(name).is_dir():
+        return _known(name, _read(name, 'configuration', AutoConfig.from_pretrained, revision=revision).model_type)
     file = Path(name)/'config.json'
-    if not file.is_file(): raise UserError(f'the folder {name} holds no config.json: give one that `save_pretrained` wrote')
+    if not file.is_file():
+        raise UserError(f'the folder {name} holds no config.json: give one that `save_pretrained` wrote')
     config = read_json(file)
     return _known(name, config.get('model_type') if isinstance(config, dict) else None)
 
@@ -492,7 +499,8 @@ def _as_asked(lm, dtype, attn):
     "UserError when a loaded model is not what was asked for"
     used = choose_attention(lm.family, lm.config._attn_implementation)
     if attn not in ('auto', used):
-        raise UserError(f'attn={attn!r}, but the model was loaded with {used!r}: load it with attn_implementation={attn!r}')
+        raise UserError(f'attn={attn!r}, but the model was loaded with {used!r}: '
+                        f'load it with attn_implementation={attn!r}')
     if not lm.dtype.is_floating_point:
         raise UserError(f'{lm.name} has quantised weights ({lm.dtype}): load it in float32 or bfloat16')
     if dtype != 'auto' and choose_dtype('cpu', dtype)[0] != lm.dtype:
@@ -516,7 +524,8 @@ def handed_lm(
     lm = LM(model, _tokenizer(tokenizer, name), name, family)
     try: lm.final_norm, lm.dtype
     except AttributeError as e:
-        raise UserError(f'{name} is wrapped ({_first_line(e)}): give the transformers model itself, adapters merged') from e
+        todo = 'give the transformers model itself, adapters merged'
+        raise UserError(f'{name} is wrapped ({_first_line(e)}): {todo}') from e
     lm.info = dict(source='a loaded model', dtype_why='as it was loaded', attention=_as_asked(lm, dtype, attn))
     if lm.device.type != 'meta': lm.info['content'] = lm.info['revision'] = model_hash(model, lm.tokenizer)
     if device is not None: model.to(device)
@@ -599,7 +608,8 @@ def load_lm(
     if dtype != 'auto': choose_dtype('cpu', dtype)
     if isinstance(model, nn.Module): lm = handed_lm(model, tokenizer, device, dtype, attn)
     elif not isinstance(model, (str, Path)):
-        raise UserError(f'{type(model).__name__} is no model: give a name, a folder, or a loaded model and its tokenizer')
+        todo = 'give a name, a folder, or a loaded model and its tokenizer'
+        raise UserError(f'{type(model).__name__} is no model: {todo}')
     else:
         made = random_weights or isinstance(model, str) and model.startswith('tiny-')
         if made and (revision or tokenizer is not None):

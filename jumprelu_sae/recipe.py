@@ -21,7 +21,7 @@ from .train import TrainConfig, Trainer, class_facts, sae_facts, start_marks, tr
 # %% ../nbs/21_recipe.ipynb #89193a23
 @dataclass(frozen=True)
 class Recipe:
-    "How architectures are trained: schedules for all, and for each a part of its own, by default the one that the register has"
+    "How architectures are trained: schedules for all, and for each a part of its own, by default the register's"
     name: str # of the recipe, and of its parts in the register
     about: str # in one line
     schedule: dict # settings of the training for all architectures
@@ -66,7 +66,8 @@ def as_recipe(
         if unknown: raise UserError(f"a recipe has setting, sae and train, not {', '.join(map(repr, unknown))}")
         return Recipe('own', "the caller's", {}, recipe)
     if isinstance(recipe, str) and recipe in RECIPES: return RECIPES[recipe]
-    raise UserError(f"no such recipe {recipe!r}: choose one of {', '.join(RECIPES)}, or give dict(setting=, sae=, train=)")
+    raise UserError(f"no such recipe {recipe!r}: choose one of {', '.join(RECIPES)}, or give dict(setting=, sae=, "
+        f"train=)")
 
 def architecture_of(
     what: str|type|SAE, # a name, a subclass of SAE, or an SAE
@@ -77,7 +78,8 @@ def architecture_of(
     by_class = {a.sae: a for a in ARCHITECTURES.values()}
     for c in cls.__mro__:
         if c in by_class: return by_class[c]
-    raise UserError(f'cannot train {what!r}: give the name of an architecture, a subclass of a registered one, or such an SAE')
+    raise UserError(f'cannot train {what!r}: give the name of an architecture, a subclass of a registered one, or '
+        f'such an SAE')
 
 def split_settings(
     given: dict, # as keyword arguments
@@ -89,9 +91,11 @@ def split_settings(
     for k in given:
         if k in of_sae | of_train: continue
         near = difflib.get_close_matches(k, of_sae | of_train, 1)
-        hint = f'did you mean {near[0]}?' if near else f"{arch.label} has {', '.join(sorted(of_sae))}; training has {', '.join(sorted(of_train))}"
+        hint = f"{arch.label} has {', '.join(sorted(of_sae))}; training has {', '.join(sorted(of_train))}"
+        if near: hint = f'did you mean {near[0]}?'
         raise UserError(f'no such setting {k!r}: {hint}')
-    sae = {k: v for k, v in given.items() if k in of_sae and not (k in of_train and is_number(v))}  # `start`: by whom, or until when
+    # `start` is both: by whom, or (a number) until when
+    sae = {k: v for k, v in given.items() if k in of_sae and not (k in of_train and is_number(v))}
     return sae, {k: v for k, v in given.items() if k not in sae}
 
 def sparsity(
@@ -107,9 +111,11 @@ def sparsity(
     if l0 is None:
         if setting in given: return {}
         raise UserError(f"{arch.label}: how sparse? give {'l0= or ' if setting in L0_SETTINGS else ''}{such}")
-    if setting not in L0_SETTINGS: raise UserError(f'{arch.label} is made sparse by a coefficient here and cannot be told an L0: give {such}')
+    if setting not in L0_SETTINGS:
+        raise UserError(f'{arch.label} is made sparse by a coefficient here and cannot be told an L0: give {such}')
     if setting in given: raise UserError(f'l0= and {setting}= say the same twice: give one of them')
-    if not (is_number(l0) and 0 < l0 <= d_sae): raise UserError(f'l0={l0!r}: want a number above 0 and at most d_sae={d_sae}')
+    if not (is_number(l0) and 0 < l0 <= d_sae):
+        raise UserError(f'l0={l0!r}: want a number above 0 and at most d_sae={d_sae}')
     if setting == 'k' and l0 != int(l0): raise UserError(f'l0={l0!r}: {arch.label} keeps a whole number of latents')
     return {setting: int(l0) if l0 == int(l0) else l0}
 
@@ -155,13 +161,18 @@ def plan_sae(
         cfg = recipe.sae(arch.name, d_in, d_sae, **of_sae)
     train = recipe.train(arch.name, n_tokens, batch, **of_train)
     if given:
-        if of_sae or l0 is not None or d_sae not in (2048, what.cfg.d_sae): raise UserError('the settings of a given SAE are its own: give only those of the training')
-        if what.finished: raise UserError('this SAE is finished and takes raw activations: train on with sae.scaled(acts.scaler)')
-        if what.cfg.d_in != d_in: raise UserError(f'the SAE wants {what.cfg.d_in} dimensions and the activations have {d_in}')
-        return Plan(name or f'{arch.name}-seed{seed}', what.cfg, train, seed, recipe.name, what, sae_facts(what) | dict(start=start_marks(what)))
+        if of_sae or l0 is not None or d_sae not in (2048, what.cfg.d_sae):
+            raise UserError('the settings of a given SAE are its own: give only those of the training')
+        if what.finished:
+            raise UserError('this SAE is finished and takes raw activations: train on with sae.scaled(acts.scaler)')
+        if what.cfg.d_in != d_in:
+            raise UserError(f'the SAE wants {what.cfg.d_in} dimensions and the activations have {d_in}')
+        facts = sae_facts(what) | dict(start=start_marks(what))
+        return Plan(name or f'{arch.name}-seed{seed}', what.cfg, train, seed, recipe.name, what, facts)
     cls = arch.sae if isinstance(what, str) else what
     facts = dict(config=asdict(cfg), of=class_facts(cls), dtype='float32')
-    return Plan(name or f"{arch.name}-{getattr(cfg, part['setting']):g}-seed{seed}", cfg, train, seed, recipe.name, cls, facts)
+    name = name or f"{arch.name}-{getattr(cfg, part['setting']):g}-seed{seed}"
+    return Plan(name, cfg, train, seed, recipe.name, cls, facts)
 
 # %% ../nbs/21_recipe.ipynb #a21c0007
 @contextlib.contextmanager
@@ -180,9 +191,11 @@ def finished(
 ) -> SAE: # raw activations in, latents out
     "A trained SAE with all that makes its numbers right"
     n, meta = plan.name, dict(acts.metadata())
-    ours = dict(name=n, recipe=plan.recipe, train=asdict(plan.train), seed=plan.seed, n_tokens=plan.train.n_steps*plan.train.batch, key=plan.key(trainer.data()),
-        of=plan.facts['of'], dtype=plan.facts['dtype'], history=trainer.history[n], paths=trainer.paths.log[n], sparse_steps=trainer.paths.sparse_steps(n, trainer.step))
-    return trainer.saes[n].finish(acts.scaler, meta | dict(jumprelu_sae=meta.get('jumprelu_sae', {}) | ours)).requires_grad_(False)
+    ours = meta.get('jumprelu_sae', {}) | dict(name=n, recipe=plan.recipe, train=asdict(plan.train), seed=plan.seed)
+    ours |= dict(n_tokens=plan.train.n_steps*plan.train.batch, key=plan.key(trainer.data()))
+    ours |= dict(of=plan.facts['of'], dtype=plan.facts['dtype'], history=trainer.history[n])
+    ours |= dict(paths=trainer.paths.log[n], sparse_steps=trainer.paths.sparse_steps(n, trainer.step))
+    return trainer.saes[n].finish(acts.scaler, meta | dict(jumprelu_sae=ours)).requires_grad_(False)
 
 def train_plans(
     plans: list[Plan], # trained on one stream, so of one run and one seed
@@ -193,7 +206,8 @@ def train_plans(
     after_step: Callable|None = None, # called with the trainer after each step
 ) -> list[SAE]: # finished, in the order of the plans
     "Train SAEs side by side"
-    if len({(p.train, p.seed) for p in plans}) != 1: raise UserError('plans on one stream must share training settings and seed: train the others apart')
+    if len({(p.train, p.seed) for p in plans}) != 1:
+        raise UserError('plans on one stream must share training settings and seed: train the others apart')
     if len({p.name for p in plans}) < len(plans): raise UserError('two plans have the same name: give each its own')
     first = plans[0]
     with threads(settings.threads):
@@ -218,7 +232,9 @@ def train_sae(
 ) -> SAE: # finished: raw activations in, latents out
     "Train an SAE on activations; all that can be wrong with the settings is said before the first step"
     lacks = [k for k in ('stream', 'scaler', 'metadata', 'identity', 'd_in') if not hasattr(acts, k)]
-    if lacks: raise UserError(f'a {type(acts).__name__} is no set of activations: give what activations(lm, corpus, site=…) returns')
+    if lacks:
+        raise UserError(f'a {type(acts).__name__} is no set of activations: give what activations(lm, corpus, '
+            f'site=…) returns')
     if n_tokens is None: n_tokens = acts.identity().get('n_train')
     if n_tokens is None: raise UserError('these activations do not say how many they are: give n_tokens=')
     plan = plan_sae(what, acts.d_in, n_tokens, d_sae, l0, recipe, seed, batch, architecture_of(what).name, **changes)

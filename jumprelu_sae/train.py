@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import (ActivationStream, UserError, differences, fingerprint, is_number, is_whole, load_tensors, make_folder,
-    read_json, save_tensors, write_json)
+from .core import (ActivationStream, UserError, differences, fingerprint, is_number, is_whole,
+    load_tensors, make_folder, read_json, save_tensors, write_json)
 from .expected_loss import occupancy, starved
 from .sae import SAE, JumpReLUSAE
 from .sparse import choose_path, has_sparse_step, sparse_loss, support_share
@@ -46,7 +46,7 @@ class TrainConfig:
     lr_warmup: float = 1000 # cosine from 0.1 to 1: steps, or a fraction of the run if below 1
     sparsity_warmup: float = 10_000 # linear from 0 to 1: steps, or a fraction of the run if below 1
     lr_decay: float = 0. # linear to 0 over this last fraction of the run (departure)
-    start: float = 0. # JumpReLU SAEs with a `start` select until here: steps, or a fraction of the run if below 1 (departure)
+    start: float = 0. # JumpReLU SAEs with a `start` select until here: steps, or a fraction if below 1 (departure)
     dead_after: int = 10_000_000 # silent for so many tokens: dead, AuxK's business
     log_every: int|None = None # steps between entries of the history; default: 50 entries a run
 
@@ -64,7 +64,8 @@ class TrainConfig:
             v = getattr(self, name)
             _want(is_number(v) and v >= 0, name, v, 'steps, or a fraction of the run, at least 0')
         if self.n_tokens < self.batch:
-            raise UserError(f'{self.n_tokens} training tokens make no batch of {self.batch}: ask for more tokens or a smaller batch')
+            raise UserError(f'{self.n_tokens} training tokens make no batch of {self.batch}: ask for more tokens or '
+                f'a smaller batch')
         self.check_warmups()
 
     def check_warmups(self) -> None:
@@ -74,8 +75,9 @@ class TrainConfig:
         if too_long:
             longest = max(too_long, key=lasts.get)
             n = lasts[longest]
-            raise UserError(f'{longest} lasts {n:,.0f} steps and the run has {self.n_steps:,} ({self.n_tokens:,} tokens in batches of {self.batch:,}): '
-                f'ask for at least {math.ceil(n)*self.batch:,} tokens, or give a fraction of the run, such as {longest}=0.1')
+            has = f'{self.n_steps:,} ({self.n_tokens:,} tokens in batches of {self.batch:,})'
+            raise UserError(f'{longest} lasts {n:,.0f} steps and the run has {has}: ask for at least '
+                f'{math.ceil(n)*self.batch:,} tokens, or give a fraction of the run, such as {longest}=0.1')
 
     @property
     def n_steps(self) -> int: return self.n_tokens // self.batch
@@ -113,7 +115,8 @@ def check_finite(
     "Raise StreamError when a batch holds NaN or infinity, before an optimiser can eat it"
     if bool(torch.isfinite(x).all()): return
     where = f' of site {site}' if site else ''
-    raise StreamError(f'non-finite activations in batch {step}{where}: nothing was trained on them; harvest again in float32, or another site')
+    raise StreamError(f'non-finite activations in batch {step}{where}: nothing was trained on them; harvest again in '
+        f'float32, or another site')
 
 class RowAdam(torch.optim.Adam):
     "Fused Adam that sees a parameter stored by columns as the matrix of its columns: the same memory, the same update"
@@ -163,7 +166,9 @@ def run_step(
     sae.at_step(x, step >= cfg.steps(cfg.start))
     t = loss(x, warm=sparsity_factor(step, cfg), dead=silent >= cfg.dead_after)
     missing = [k for k in ('loss', 'mse', 'l0', 'fired') if k not in t]
-    if missing: raise UserError(f"the loss of {type(sae).__name__} lacks {', '.join(missing)}: return them beside 'loss', as SAE.loss does")
+    if missing:
+        raise UserError(f"the loss of {type(sae).__name__} lacks {', '.join(missing)}: return them beside 'loss', as "
+            f"SAE.loss does")
     opt.zero_grad(set_to_none=True)
     t['loss'].backward()
     gather()
@@ -196,7 +201,8 @@ class Paths:
         names: list, # of the SAEs
         path: str = 'auto', # 'auto', or 'dense' or 'sparse' for all and always
     ):
-        if path not in ('auto', 'dense', 'sparse'): raise UserError(f"no such path {path!r}: choose auto, dense or sparse")
+        if path not in ('auto', 'dense', 'sparse'):
+            raise UserError(f"no such path {path!r}: choose auto, dense or sparse")
         self.path = path
         self.now = {n: 'dense' if path == 'auto' else path for n in names}
         self.log = {n: [] for n in names}  # rows (step, path from there on, share that decided)
@@ -236,7 +242,8 @@ class Windows:
     def there_are(sae: SAE) -> bool: # does the SAE have thresholds that move by examples in a window?
         return isinstance(sae, JumpReLUSAE) and not sae.selection and sae.theta_param.requires_grad
 
-    def look(self, name: str, sae: SAE, x: Tensor) -> float|None: # examples in a threshold's window, of 1,000; None where there is no window
+    def look(self, name: str, sae: SAE, x: Tensor) -> float|None: # None where there is no window
+        "How many of 1,000 examples are in a threshold's window"
         if not self.there_are(sae): return None
         c, x = sae.cfg, x[:self.LOOK_AT]
         with torch.no_grad(): inside = occupancy(sae.pre(x), sae.threshold, c.bandwidth, KERNELS[c.kernel])
@@ -281,7 +288,7 @@ def start_marks(
     marks = {}
     for name, t in sae.state_dict().items():
         dot, square, at = 0., 0., 0
-        for part in t.detach().flatten().split(2**22):
+        for part in t.detach().flatten().split(2**20):
             v = part.double()
             dot += float(v @ torch.arange(at, at + len(v), dtype=torch.float64, device=v.device).mul_(1.7).cos_())
             square, at = square + float(v @ v), at + len(v)
@@ -316,7 +323,8 @@ def sole_writer(
     fd = os.open(make_folder(folder), os.O_RDONLY)  # the lock goes with the process, however it ends
     try:
         try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError: raise UserError(f'another run is writing to {folder}: wait for it, or give another folder') from None
+        except BlockingIOError:
+            raise UserError(f'another run is writing to {folder}: wait for it, or give another folder') from None
         for f in (*Path(folder).glob('.*.tmp'), *Path(folder).glob('.tmp??????')): f.unlink(missing_ok=True)
         yield
     finally: os.close(fd)
@@ -332,7 +340,8 @@ def write_checkpoint(
         sha = save_tensors(folder/name, tensors)
         write_json(folder/'checkpoint.json', dict(format=3, file=name, sha256=sha) | facts)
     except (OSError, SafetensorError) as e:
-        raise UserError(f'the checkpoint cannot be written to {folder} ({e}): free space, then run again: it goes on from the last one') from e
+        raise UserError(f'the checkpoint cannot be written to {folder} ({e}): free space, then run again: it goes on '
+            f'from the last one') from e
     for f in folder.glob('step-*.safetensors'):
         if f.name != name: f.unlink(missing_ok=True)
 
@@ -350,13 +359,15 @@ def read_checkpoint(
     if not isinstance(d, dict) or d.get('format') != 3: refuse('a checkpoint of another version, or no checkpoint')
     other = differences(d.get('identity') or {}, identity, ('in the checkpoint', 'now'))
     more = f'; and {len(other) - 6} more' if len(other) > 6 else ''
-    if other: refuse(f"the checkpoint of another run ({'; '.join(other[:6])}{more})", 'delete it, give another folder, or what it was made with')
+    if other: refuse(f"the checkpoint of another run "
+        f"({'; '.join(other[:6])}{more})", 'delete it, give another folder, or what it was made with')
     kinds = dict(file=str, sha256=str, step=int, stream=dict, history=dict, paths=dict)
     wrong = [k for k, kind in kinds.items() if not isinstance(d.get(k), kind)]
     if wrong or Path(d['file']).name != d['file']: refuse(f"a damaged checkpoint ({', '.join(wrong) or 'file'})")
     try: t, _ = load_tensors(folder/d['file'], d['sha256'])
     except UserError as e: raise CheckpointRefused(f'{folder} holds a damaged checkpoint: {e}') from None
-    wrong = [k for k in shapes if k not in t and not optional(k)] + [k for k, v in t.items() if shapes.get(k) != tuple(v.shape)]
+    wrong = [k for k in shapes if k not in t and not optional(k)]
+    wrong += [k for k, v in t.items() if shapes.get(k) != tuple(v.shape)]
     if wrong: refuse(f"a checkpoint whose tensors are not this run's ({', '.join(wrong[:4])})")
     return d, t
 
@@ -375,13 +386,18 @@ def check_saes(
     path: str, # 'auto', 'dense' or 'sparse'
 ) -> None:
     "UserError for SAEs that cannot be trained on this stream"
-    if not saes or not all(isinstance(n, str) and n for n in saes): raise UserError('give at least one SAE, and each a name that is not empty')
+    if not saes or not all(isinstance(n, str) and n for n in saes):
+        raise UserError('give at least one SAE, and each a name that is not empty')
     if len({id(s) for s in saes.values()}) < len(saes): raise UserError('one SAE has two names: make one for each')
     for n, s in saes.items():
-        if s.finished: raise UserError(f'SAE {n} is finished and takes raw activations: train on with sae.scaled(scaler)')
-        if s.cfg.d_in != stream.d_in: raise UserError(f'SAE {n} wants {s.cfg.d_in} dimensions, the stream has {stream.d_in}: set d_in={stream.d_in}')
+        if s.finished:
+            raise UserError(f'SAE {n} is finished and takes raw activations: train on with sae.scaled(scaler)')
+        if s.cfg.d_in != stream.d_in:
+            raise UserError(f'SAE {n} wants {s.cfg.d_in} dimensions, the stream has {stream.d_in}: set '
+                f'd_in={stream.d_in}')
         if path == 'sparse' and not has_sparse_step(s):
-            raise UserError(f"SAE {n}: {type(s).__name__} brings no sparse step for its objective: take path='auto' or 'dense'")
+            raise UserError(f"SAE {n}: {type(s).__name__} brings no sparse step for its objective: take path='auto' "
+                f"or 'dense'")
 
 def _key(sae: str, *rest: str) -> str: # a tensor's name in a checkpoint; an SAE's name may hold slashes
     return '/'.join([sae.replace('%', '%25').replace('/', '%2F'), *map(str, rest)])
@@ -401,7 +417,7 @@ class Trainer:
         for s in saes.values(): s.train()
         self.opts = {n: make_adam(s, cfg) for n, s in saes.items()}
         self.silent = {n: torch.zeros(s.cfg.d_sae, dtype=torch.long, device=s.W_enc.device) for n, s in saes.items()}
-        self.history = {n: [] for n in saes}  # rows (step, loss, mse, l0, dead, examples of 1,000 in a threshold's window)
+        self.history = {n: [] for n in saes} # rows (step, loss, mse, l0, dead, what `Windows` saw)
         self.windows = {n: Windows() for n in saes}
         self.paths = Paths(list(saes), path)
         self._start, self._place, self._at = None, None, 0
@@ -412,7 +428,8 @@ class Trainer:
 
     def check_batch(self, dealt: int|None) -> None: # by the stream
         if dealt is not None and dealt != self.rows:
-            raise UserError(f'the stream deals batches of {dealt} and the run wants {self.rows}: give both the same batch')
+            raise UserError(f'the stream deals batches of {dealt} and the run wants {self.rows}: give both the same '
+                f'batch')
 
     def start(self) -> dict: # name -> marks
         "Where the weights began; asked before the first step"
@@ -422,7 +439,8 @@ class Trainer:
     def data(self) -> dict: # JSON-able
         "The stream's identity; UserError when it has none"
         if not all(callable(getattr(self.stream, m, None)) for m in ('identity', 'state_dict', 'load_state_dict')):
-            raise UserError(f'{type(self.stream).__name__} has no identity(): it may train, but no checkpoint of it can be kept; give it identity, state_dict and load_state_dict, or no folder')
+            raise UserError(f'{type(self.stream).__name__} has no identity(): it may train, but no checkpoint of it '
+                f'can be kept; give it identity, state_dict and load_state_dict, or no folder')
         return self.stream.identity()
 
     def identity(self) -> dict: # JSON-able
@@ -438,17 +456,24 @@ class Trainer:
     def draw(self) -> Tensor: # (rows, d_in)
         "The next batch; whatever goes wrong in the stream becomes one line, before anything is trained on it"
         try: x = next(self.stream)
-        except StopIteration: raise StreamError(f'the stream ended after {self.step:,} of {self.cfg.n_steps:,} steps: give it more activations, or ask for {self.step*self.cfg.batch:,} tokens') from None
+        except StopIteration:
+            raise StreamError(f'the stream ended after {self.step:,} of {self.cfg.n_steps:,} steps: give it more '
+                f'activations, or ask for {self.step*self.cfg.batch:,} tokens') from None
         except UserError as e: raise StreamError(str(e)) from e
-        except Exception as e: raise StreamError(f'the stream failed at batch {self.step} ({type(e).__name__}: {e}): mend it and run again; what was saved is kept') from e
+        except Exception as e:
+            raise StreamError(f'the stream failed at batch {self.step} ({type(e).__name__}: {e}): mend it and run '
+                f'again; what was saved is kept') from e
         if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.stream.d_in or not x.is_floating_point():
-            raise StreamError(f'batch {self.step} of the stream is {getattr(x, "shape", type(x).__name__)}: want floating-point activations (batch, {self.stream.d_in})')
+            raise StreamError(f'batch {self.step} of the stream is {getattr(x, "shape", type(x).__name__)}: want '
+                f'floating-point activations (batch, {self.stream.d_in})')
         return x
 
     def batch(self) -> tuple[Tensor, int]: # this process' part, (rows, d_in), and how many activations the step has
         "The next batch, checked"
         x = self.draw()
-        if len(x) != self.rows: raise StreamError(f'batch {self.step} of the stream has {len(x)} activations and the run wants {self.rows}: give both the same batch')
+        if len(x) != self.rows:
+            raise StreamError(f'batch {self.step} of the stream has {len(x)} activations and the run wants '
+                f'{self.rows}: give both the same batch')
         check_finite(x, self.step, self.site)
         return x, len(x)
 
@@ -473,7 +498,8 @@ class Trainer:
     def log(self, terms: dict, x: dict) -> None: # x: the batch as each kind of SAE sees it
         for n, t in terms.items():
             loss, s = float(t['loss']), self.saes[n]
-            if not math.isfinite(loss): raise UserError(f"{n}: the loss is {loss} at step {self.step}: lower the learning rate")
+            if not math.isfinite(loss):
+                raise UserError(f"{n}: the loss is {loss} at step {self.step}: lower the learning rate")
             window = self.windows[n].look(n, s, x[s.W_enc.device, s.W_enc.dtype])
             self.history[n].append([self.step, loss, float(t['mse']), float(t['l0']), self.dead(n), window])
 
@@ -486,19 +512,23 @@ class Trainer:
         d = {}
         for n, s in self.saes.items():
             d |= {_key(n, 'sae', k): v for k, v in s.state_dict().items()} | {_key(n, 'silent'): self.silent[n]}
-            d |= {_key(n, 'adam', i, k): v for i, p in enumerate(self.parameters(n)) for k, v in self.opts[n].state[p].items()}
+            for i, p in enumerate(self.parameters(n)):
+                d |= {_key(n, 'adam', i, k): v for k, v in self.opts[n].state[p].items()}
         return d
 
     def shapes(self) -> dict: # name -> shape; Adam's are there as soon as a parameter had a gradient
         d = {}
         for n, s in self.saes.items():
-            d |= {_key(n, 'sae', k): tuple(v.shape) for k, v in s.state_dict().items()} | {_key(n, 'silent'): tuple(self.silent[n].shape)}
+            d |= {_key(n, 'sae', k): tuple(v.shape) for k, v in s.state_dict().items()}
+            d[_key(n, 'silent')] = tuple(self.silent[n].shape)
             for i, p in enumerate(self.parameters(n)):
-                d |= {_key(n, 'adam', i, k): tuple(p.shape) for k in ('exp_avg', 'exp_avg_sq')} | {_key(n, 'adam', i, 'step'): ()}
+                d |= {_key(n, 'adam', i, k): tuple(p.shape) for k in ('exp_avg', 'exp_avg_sq')}
+                d[_key(n, 'adam', i, 'step')] = ()
         return d
 
     def facts(self) -> dict: # what a checkpoint says beside its tensors
-        return dict(identity=self.identity(), step=self.step, stream=self.stream.state_dict(), history=self.history, paths=self.paths.state())
+        return dict(identity=self.identity(), step=self.step, stream=self.stream.state_dict(), history=self.history,
+            paths=self.paths.state())
 
     def save(self, folder: str|Path) -> None:
         "Write a checkpoint"
@@ -510,14 +540,17 @@ class Trainer:
         "Read a checkpoint and compare it with this run; CheckpointRefused, and nothing is changed"
         d, t = read_checkpoint(folder, self.identity(), self.shapes(), lambda k: '/adam/' in k)
         known = all(set(d['history']) == set(self.saes) == set(d['paths'].get(k, ())) for k in ('now', 'log'))
-        if not known or not 0 <= d['step'] <= self.cfg.n_steps: raise CheckpointRefused(f"{folder} holds a damaged checkpoint: delete it and run again")
+        if not known or not 0 <= d['step'] <= self.cfg.n_steps:
+            raise CheckpointRefused(f"{folder} holds a damaged checkpoint: delete it and run again")
         return d, t
 
     def move_stream(self, place: dict, folder: str|Path) -> None:
         "The stream goes to its saved place, before anything else: it alone may still refuse"
         try: self.stream.load_state_dict(place)
         except UserError as e: raise CheckpointRefused(f'{folder}: {e}') from e
-        except Exception as e: raise CheckpointRefused(f"{folder}: the stream cannot go to its saved place ({type(e).__name__}: {e}): delete it and run again") from e
+        except Exception as e:
+            raise CheckpointRefused(f"{folder}: the stream cannot go to its saved place ({type(e).__name__}: {e}): "
+                f"delete it and run again") from e
 
     def fill(self, d: dict, t: dict) -> None: # what `check` gave
         "Everything else is set to what the checkpoint holds"
@@ -525,8 +558,8 @@ class Trainer:
             s.load_state_dict({k: t[_key(n, 'sae', k)] for k in s.state_dict()})
             self.silent[n].copy_(t[_key(n, 'silent')])
             for i, p in enumerate(self.parameters(n)):
-                saved = {k: t[_key(n, 'adam', i, k)] for k in ('step', 'exp_avg', 'exp_avg_sq') if _key(n, 'adam', i, k) in t}
-                self.opts[n].state[p] = adam_state(saved, p)
+                at = {k: _key(n, 'adam', i, k) for k in ('step', 'exp_avg', 'exp_avg_sq')}
+                self.opts[n].state[p] = adam_state({k: t[name] for k, name in at.items() if name in t}, p)
         self.step, self.history = d['step'], d['history']
         self.paths.now, self.paths.log = d['paths']['now'], d['paths']['log']
 
@@ -551,7 +584,7 @@ class Trainer:
 def graceful(
     trainer: Trainer, # whose `stop` is set
 ) -> Iterator[None]:
-    "Within the block SIGINT and SIGTERM only set `trainer.stop`; outside the main thread, where Python takes no signals, nothing changes"
+    "Within the block SIGINT and SIGTERM only set `trainer.stop`; outside the main thread nothing changes"
     def note(*_): trainer.stop = True
     main = threading.current_thread() is threading.main_thread()
     old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
@@ -561,7 +594,8 @@ def graceful(
 
 def status(trainer: Trainer, terms: dict) -> str: # one line
     "Loss, L0, dead latents and path of each SAE"
-    def one(n, t): return f"loss {float(t['loss']):.3f} L0 {float(t['l0']):.0f} dead {trainer.dead(n)} {trainer.paths.now[n]}"
+    def one(n, t):
+        return f"loss {float(t['loss']):.3f} L0 {float(t['l0']):.0f} dead {trainer.dead(n)} {trainer.paths.now[n]}"
     return '; '.join(one(n, t) for n, t in terms.items())
 
 class Progress:
@@ -576,7 +610,8 @@ class Progress:
     ):
         n = trainer.cfg.n_steps
         self.trainer, self.desc, self.clock = trainer, desc, clock
-        self.bar = tqdm(total=n, initial=trainer.step, desc=desc, unit='step', disable=None if show else True, leave=False)
+        off = None if show else True # None: unless there is a terminal
+        self.bar = tqdm(total=n, initial=trainer.step, desc=desc, unit='step', disable=off, leave=False)
         self.lines, self.said, self.began, self.first = show and self.bar.disable, clock(), clock(), trainer.step
 
     def __call__(self, terms: dict) -> None: # after a step
@@ -587,7 +622,8 @@ class Progress:
     def say(self, terms: dict) -> None:
         self.said, step, n = self.clock(), self.trainer.step, self.trainer.cfg.n_steps
         rate = (step - self.first)/max(self.said - self.began, 1e-9)
-        log.info('%s: step %d of %d, about %.0f s to go; %s', self.desc, step, n, (n - step)/max(rate, 1e-9), status(self.trainer, terms))
+        log.info('%s: step %d of %d, about %.0f s to go; '
+            '%s', self.desc, step, n, (n - step)/max(rate, 1e-9), status(self.trainer, terms))
 
 def keep_what_is_there(
     trainer: Trainer, # whose stream failed
@@ -610,7 +646,7 @@ def train_saes(
     after_step: Callable|None = None, # called with the trainer after each step; may set `trainer.stop`
     clock: Callable = time.monotonic, # seconds; another one for tests
 ) -> Trainer: # the same one, at its last step, its SAEs in eval mode
-    "Train to the end, going on from a checkpoint in `folder`, and keep the last one there; when stopped it is written, then KeyboardInterrupt raised"
+    "Train to the end, going on from a checkpoint in `folder`; stopped, it writes one and raises KeyboardInterrupt"
     n, trainer.stop = trainer.cfg.n_steps, False
     with contextlib.ExitStack() as stack:
         if folder:

@@ -1,8 +1,8 @@
-"Activations: by hand on both roads, massive tokens out of both, identities, refusals that change nothing, and the way back from an SAE"
-import json, logging
+"Activations: by hand on both roads, without massive tokens, identities, refusals that change nothing, from an SAE back"
+import json, logging, sys
 from collections import Counter
 import pytest, torch
-from jumprelu_sae import activations as A, harvest as H, stream as S
+from jumprelu_sae import harvest as H, stream as S
 from jumprelu_sae.activations import activations, held_out, trained_elsewhere
 from jumprelu_sae.core import ActivationStream, Settings, TensorStream, UserError, differences
 from jumprelu_sae.harvest import harvest, prepare
@@ -11,6 +11,7 @@ from jumprelu_sae.sae import SAEConfig, load_sae, make_sae
 from jumprelu_sae.sites import Site, capture
 from jumprelu_sae.text import Document, generated_corpus, load_corpus, pack, split_documents
 
+A = sys.modules['jumprelu_sae.activations']   # the package's attribute of that name is the function
 QUIET = Settings(progress=False)
 DISK = Settings(progress=False, in_memory=False)
 SIZES = dict(site='resid.1', n_train=3000, n_val=400, n_test=500, seq_len=32)
@@ -70,7 +71,7 @@ def by_hand(lm):
 
 def counted(x): return Counter(map(tuple, x.tolist()))
 
-# -- massive tokens ------------------------------------------------------------------------------------------------------
+# -- massive tokens ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('road', ['here', 'there'])
 def test_neither_road_counts_massive_tokens(road, by_hand, request):
     acts, x, loud = request.getfixturevalue(road), by_hand['x'], by_hand['loud']
@@ -80,7 +81,8 @@ def test_neither_road_counts_massive_tokens(road, by_hand, request):
     assert abs(acts.scaler.scale - (x[~loud] - x[~loud].mean(0)).square().sum(1).mean().sqrt()) < 1e-4
     parts = acts.facts()['parts']
     assert parts['train']['massive'] == int(loud.sum()) and parts['train']['tokens'] == 3000
-    for k in ('val', 'test'): assert parts[k]['massive'] == int((acts.part(k)['token'] == acts.lm.tokenizer.encode('T')[0]).sum()) > 0
+    for k in ('val', 'test'):
+        assert parts[k]['massive'] == int((acts.part(k)['token'] == acts.lm.tokenizer.encode('T')[0]).sum()) > 0
 
 @pytest.mark.parametrize('road', ['here', 'there'])
 def test_no_massive_token_is_dealt_and_all_others_are(road, by_hand, request):
@@ -114,11 +116,12 @@ def test_a_sample_is_enough_for_the_rule(there, by_hand, monkeypatch):
     "What does not fit is fitted on a sample; the mean is of everything"
     monkeypatch.setattr(A, 'SAMPLE', 500)
     side, x = A.fit_from_disk(there.stores['train']), there.part('train')['x']
-    assert side.rule == prepare(x[::6])[1] and side.scaler.scale == prepare(x[::6])[0].scale   # spread over all of the text
+    # spread over all of the text
+    assert side.rule == prepare(x[::6])[1] and side.scaler.scale == prepare(x[::6])[0].scale
     assert torch.allclose(side.mean, by_hand['x'][~by_hand['loud']].mean(0), atol=1e-5)
     assert side.scaler.scale != there.scaler.scale and abs(side.scaler.scale/there.scaler.scale - 1) < .2
 
-# -- the same numbers as the parts by hand -------------------------------------------------------------------------------
+# -- the same numbers as the parts by hand -----------------------------------------------------------------------------
 @pytest.mark.parametrize('centre,massive', [(True, 20.), (False, 20.), (True, None), (True, 1.4)])
 def test_in_memory_road_to_the_last_bit(make, centre, massive):
     acts = make(centre=centre, massive=massive)
@@ -127,21 +130,26 @@ def test_in_memory_road_to_the_last_bit(make, centre, massive):
     kept = x[~rule(x)]
     want, s = TensorStream(kept, 64, 7, scaler), acts.stream(64, 7)
     for _ in range(120): assert torch.equal(next(s), next(want))
-    assert torch.equal(acts.mean, kept.mean(0, dtype=torch.float64).float()) and acts.scaler.scale == scaler.scale and acts.rule == rule
+    assert torch.equal(acts.mean, kept.mean(0, dtype=torch.float64).float()) and acts.scaler.scale == scaler.scale
+    assert acts.rule == rule
 
-GOLDEN = dict(train='07d8f2e112a82ac5', test='a0046f912fdb944e', scale=11.111915633008383,   # by the code before there was this notebook
+# by the code before there was this notebook
+GOLDEN = dict(train='07d8f2e112a82ac5', test='a0046f912fdb944e', scale=11.111915633008383,
     batch=[-0.08541633933782578, -0.08103448897600174, 0.1343821883201599, -0.07727611809968948])
 
 def test_golden(here):
     "Recorded once: changes of order, split, packing, rule or scale show here"
     assert here.tokens['train'].sha[:16] == GOLDEN['train'] and here.tokens['test'].sha[:16] == GOLDEN['test']
     b = next(here.stream(64, 3))
-    assert abs(here.scaler.scale - GOLDEN['scale']) < 1e-4 and torch.allclose(b[0, :4], torch.tensor(GOLDEN['batch']), atol=1e-4)
+    assert abs(here.scaler.scale - GOLDEN['scale']) < 1e-4
+    assert torch.allclose(b[0, :4], torch.tensor(GOLDEN['batch']), atol=1e-4)
 
-# -- identity ------------------------------------------------------------------------------------------------------------
-CHANGES = dict(edited=('corpus', dict(corpus='EDITED')), text=('corpus', dict(corpus='generated')), site=('site', dict(site='mlp.1')),
+# -- identity ----------------------------------------------------------------------------------------------------------
+CHANGES = dict(edited=('corpus', dict(corpus='EDITED')), text=('corpus', dict(corpus='generated')),
+    site=('site', dict(site='mlp.1')),
     rows=('seq_len', dict(seq_len=40)), budget=('n_train', dict(n_train=2500)), rule=('massive', dict(massive=10.)),
-    no_rule=('massive', dict(massive=None)), paper=('centre', dict(centre=False)), seed=('model', dict(model=1)), dtype=('model', dict(model='bfloat16')))
+    no_rule=('massive', dict(massive=None)), paper=('centre', dict(centre=False)), seed=('model', dict(model=1)),
+    dtype=('model', dict(model='bfloat16')))
 
 @pytest.fixture(scope='module')
 def changed(make, folder):
@@ -192,14 +200,17 @@ def test_resumed_streams_go_on(road, request):
         for i in range(k, min(k+3, 130)): assert torch.equal(next(again), want[i])
 
 def test_what_does_not_matter_is_not_in_the_identity(make, here, tmp_path):
-    other = make(n_test=300, n_val=300, folder=tmp_path/'x', settings=Settings(progress=False, threads=1), corpus=write(tmp_path/'text.jsonl', docs))
+    other = make(n_test=300, n_val=300, folder=tmp_path/'x', settings=Settings(progress=False, threads=1),
+        corpus=write(tmp_path/'text.jsonl', docs))
     assert other.identity() == here.identity()
 
 def test_identity_is_json_and_names_its_parts(here):
     i = here.identity()
     assert json.loads(json.dumps(i)) == i
-    assert set(i) == {'model', 'site', 'corpus', 'split', 'seq_len', 'bos', 'n_train', 'tokens', 'massive', 'centre', 'dtype'}
-    assert i['corpus']['name'] == 'text.jsonl' and len(i['corpus']['sha256']) == 64 and i['tokens'] == here.tokens['train'].sha
+    assert set(i) == {'model', 'site', 'corpus', 'split', 'seq_len', 'bos', 'n_train', 'tokens', 'massive', 'centre',
+        'dtype'}
+    assert i['corpus']['name'] == 'text.jsonl' and len(i['corpus']['sha256']) == 64
+    assert i['tokens'] == here.tokens['train'].sha
 
 def test_facts_say_what_there_is(make):
     acts = make(site='mlp.2', n_val=350)
@@ -210,10 +221,11 @@ def test_facts_say_what_there_is(make):
     sides = split_documents(docs)
     for k, v in f['parts'].items():
         assert v['documents_in_split'] == len(sides[k]) and v['documents'] == len(acts.part(k)['doc'].unique())
-        assert v['sha256'] == acts.tokens[k].sha == acts.stores[k].facts['tokens'] and v['massive'] == int(acts.rule(acts.part(k)['x']).sum())
+        assert v['sha256'] == acts.tokens[k].sha == acts.stores[k].facts['tokens']
+        assert v['massive'] == int(acts.rule(acts.part(k)['x']).sum())
     assert acts.stores['train'].facts['site'] == 'mlp.2' and acts.metadata()['hook_name'] == 'blocks.2.hook_mlp_out'
 
-# -- nothing is computed twice, nothing before it is known to work -------------------------------------------------------
+# -- nothing is computed twice, nothing before it is known to work -----------------------------------------------------
 def test_finished_and_half_finished_harvests_are_used_again(make, here, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(H, 'capture', lambda *a: 1/0)
@@ -236,12 +248,32 @@ def test_finished_and_half_finished_harvests_are_used_again(make, here, tmp_path
     acts = make(folder=tmp_path/'k')
     assert 0 < half < len(calls) <= n + 1 and torch.equal(acts.part('train')['x'], here.part('train')['x'])
 
-BAD = [(dict(n_train=0), 'n_train=0'), (dict(n_train=-5), 'n_train=-5'), (dict(n_train=2.5), 'n_train=2.5'), (dict(n_val=0), 'n_val=0'),
-    (dict(n_test='many'), "n_test='many'"), (dict(n_test=True), 'n_test=True'), (dict(seq_len=1), 'at least 2'), (dict(seq_len=513), 'reads at most 512'),
-    (dict(seq_len=32.), 'seq_len=32.0'), (dict(massive=1.), 'above 1'), (dict(massive=-20), 'above 1'), (dict(massive=float('nan')), 'above 1'),
-    (dict(massive='20'), 'above 1'), (dict(centre='yes'), 'want True or False'), (dict(batch_rows=0), 'batch_rows=0'), (dict(site='resid.9'), 'layers 0 to 3'),
-    (dict(site='resid'), 'unknown site'), (dict(site=''), 'unknown site'), (dict(n_train=10**7), 'lower n_train='), (dict(n_val=10**7), 'lower n_val='),
-    (dict(n_test=10**7), 'lower n_test='), (dict(corpus='nowhere'), 'no such corpus'), (dict(settings='cpu'), 'want a Settings'), (dict(folder='FILE'), 'there is a file')]
+BAD = [
+    (dict(n_train=0), 'n_train=0'),
+    (dict(n_train=-5), 'n_train=-5'),
+    (dict(n_train=2.5), 'n_train=2.5'),
+    (dict(n_val=0), 'n_val=0'),
+    (dict(n_test='many'), "n_test='many'"),
+    (dict(n_test=True), 'n_test=True'),
+    (dict(seq_len=1), 'at least 2'),
+    (dict(seq_len=513), 'reads at most 512'),
+    (dict(seq_len=32.), 'seq_len=32.0'),
+    (dict(massive=1.), 'above 1'),
+    (dict(massive=-20), 'above 1'),
+    (dict(massive=float('nan')), 'above 1'),
+    (dict(massive='20'), 'above 1'),
+    (dict(centre='yes'), 'want True or False'),
+    (dict(batch_rows=0), 'batch_rows=0'),
+    (dict(site='resid.9'), 'layers 0 to 3'),
+    (dict(site='resid'), 'unknown site'),
+    (dict(site=''), 'unknown site'),
+    (dict(n_train=10**7), 'lower n_train='),
+    (dict(n_val=10**7), 'lower n_val='),
+    (dict(n_test=10**7), 'lower n_test='),
+    (dict(corpus='nowhere'), 'no such corpus'),
+    (dict(settings='cpu'), 'want a Settings'),
+    (dict(folder='FILE'), 'there is a file'),
+]
 
 @pytest.mark.parametrize('change,says', BAD, ids=[s for _, s in BAD])
 def test_bad_settings_are_one_line_before_the_model_runs(make, text, monkeypatch, change, says):
@@ -271,7 +303,7 @@ def test_threads_are_put_back(make):
         assert torch.get_num_threads() == 2
     finally: torch.set_num_threads(1)
 
-# -- from an SAE back to its text ----------------------------------------------------------------------------------------
+# -- from an SAE back to its text --------------------------------------------------------------------------------------
 @pytest.fixture(scope='module')
 def plain(make): return make('tiny-gemma2')   # can be loaded again by its name
 
@@ -288,22 +320,27 @@ def test_an_sae_finds_its_own_held_out_text(sae, plain, judge, folder):
     for o in (sae, folder/'sae', str(folder/'sae')):
         back = judge(o)
         assert torch.equal(back.part()['x'], plain.part()['x']) and torch.equal(back.part()['doc'], plain.part()['doc'])
-        assert back.rule == plain.rule and torch.equal(back.mean, plain.mean) and torch.equal(back.scaler.mean, plain.scaler.mean)
+        assert back.rule == plain.rule and torch.equal(back.mean, plain.mean)
+        assert torch.equal(back.scaler.mean, plain.scaler.mean)
         assert back.scaler.scale == plain.scaler.scale and not back.elsewhere and back.identity() == plain.identity()
         assert list(back.stores) == ['test'] and back.facts()['parts'] == {'test': plain.facts()['parts']['test']}
 
 def test_the_file_says_everything(sae, plain):
     m = sae.metadata
-    assert m['jumprelu_sae']['data'] == plain.identity() and m['jumprelu_sae']['massive'] == dict(factor=20., median=plain.rule.median)
+    assert m['jumprelu_sae']['data'] == plain.identity()
+    assert m['jumprelu_sae']['massive'] == dict(factor=20., median=plain.rule.median)
     assert m['jumprelu_sae']['mean'] == plain.mean.tolist() and m['jumprelu_sae']['scale'] == plain.scaler.scale
     assert (m['context_size'], m['prepend_bos'], m['hook_name'], m['hf_hook_name'], m['model_name']) == (
         32, True, 'blocks.1.hook_resid_post', 'model.layers.1.output', 'tiny-gemma2')
 
-@pytest.mark.parametrize('what,kw', [('corpus', dict(corpus='generated')), ('site', dict(site='mlp.2')), ('seq_len', dict(seq_len=40)), ('model', dict(lm='tiny-llama'))])
+@pytest.mark.parametrize('what,kw', [('corpus', dict(corpus='generated')), ('site', dict(site='mlp.2')),
+    ('seq_len', dict(seq_len=40)), ('model', dict(lm='tiny-llama'))])
 def test_elsewhere_is_said(sae, plain, judge, caplog, what, kw):
     with caplog.at_level(logging.WARNING): acts = judge(sae, **kw)
-    assert {o.partition(':')[0].partition('.')[0] for o in acts.elsewhere} == {what} and 'judged elsewhere' in caplog.text
-    assert acts.rule == plain.rule and torch.equal(acts.mean, plain.mean) and not torch.equal(acts.part()['x'], plain.part()['x'])
+    assert {o.partition(':')[0].partition('.')[0] for o in acts.elsewhere} == {what}
+    assert 'judged elsewhere' in caplog.text
+    assert acts.rule == plain.rule and torch.equal(acts.mean, plain.mean)
+    assert not torch.equal(acts.part()['x'], plain.part()['x'])
     assert trained_elsewhere(sae, acts) == acts.elsewhere and not trained_elsewhere(sae, plain)
 
 def test_a_text_that_has_changed_is_not_taken_for_the_old_one(make, judge, tmp_path):
@@ -323,8 +360,10 @@ def test_a_model_that_has_changed_is_not_taken_for_the_old_one(plain, judge):
     with pytest.raises(UserError, match='not the model that the SAE was trained on'):
         judge(make_sae(SAEConfig('relu', 32, 64)).finish(plain.scaler, m))
 
-@pytest.mark.parametrize('kw,says', [(dict(site='attn.1'), 'takes activations of width 32'), (dict(site='resid.9'), 'layers 0 to 3'),
-    (dict(n_test=10**7), 'lower n_test='), (dict(n_test=0), 'n_test=0'), (dict(seq_len=1), 'seq_len=1'), (dict(seq_len=1000), 'reads at most'),
+@pytest.mark.parametrize('kw,says', [(dict(site='attn.1'), 'takes activations of width 32'),
+    (dict(site='resid.9'), 'layers 0 to 3'),
+    (dict(n_test=10**7), 'lower n_test='), (dict(n_test=0), 'n_test=0'), (dict(seq_len=1), 'seq_len=1'),
+    (dict(seq_len=1000), 'reads at most'),
     (dict(corpus='nowhere'), 'no such corpus')])
 def test_bad_questions_are_one_line(sae, judge, kw, says):
     with pytest.raises(UserError, match=says) as e: judge(sae, **kw)

@@ -10,7 +10,8 @@ from jumprelu_sae.lm import load_lm
 from jumprelu_sae.sites import Site, capture
 from jumprelu_sae.text import ByteTokenizer, Document, generated_corpus, pack
 
-def written(f): return f.stat().st_ino, f.stat().st_mtime_ns  # the clock of a file system may stand still for milliseconds
+# the clock of a file system may stand still for milliseconds
+def written(f): return f.stat().st_ino, f.stat().st_mtime_ns
 
 @pytest.fixture(autouse=True, scope='module')
 def one_thread():
@@ -23,7 +24,8 @@ def one_thread():
 lm = load_lm('tiny-gemma3')
 tokens = pack(generated_corpus(10), ByteTokenizer(), 24, 23*11-9)
 whole = {k: capture(lm, tokens.ids, f'{k}.2')[Site(k, 2)][tokens.mask] for k in ('resid', 'mlp', 'attn')}
-def go(path, site='resid.2', t=tokens, **kw): return harvest(lm, t, site, path, **dict(batch_rows=2, shard_rows=3, progress=False) | kw)
+def go(path, site='resid.2', t=tokens, **kw):
+    return harvest(lm, t, site, path, **dict(batch_rows=2, shard_rows=3, progress=False) | kw)
 def shas(s): return [o['sha256'] for o in s.manifest['shards']]
 
 @pytest.mark.parametrize('kind', ['resid', 'mlp', 'attn'])
@@ -33,7 +35,8 @@ def test_any_batch_and_shard(tmp_path, kind, batch, shard):
     a = s.load()
     assert s.n == tokens.n_tokens == len(a['x']) and s.d_in == whole[kind].shape[1]
     assert (a['x']-whole[kind]).abs().max() < 1e-5
-    assert torch.equal(a['token'].long(), tokens.ids[tokens.mask]) and torch.equal(a['doc'].long(), tokens.doc[tokens.mask])
+    assert torch.equal(a['token'].long(), tokens.ids[tokens.mask])
+    assert torch.equal(a['doc'].long(), tokens.doc[tokens.mask])
     assert torch.equal(tokens.ids[a['row'], a['pos']], a['token'].long()) and not (a['pos'] == 0).any()
 
 class Dead(BaseException): pass
@@ -55,7 +58,8 @@ def test_killed_anywhere(tmp_path, monkeypatch, site):
             try: go(out)
             except Dead: pass
         before = {p.name: written(p) for p in out.glob('shard*')}
-        kept = {o['file'] for o in json.loads((out/'manifest.json').read_text())['shards']} if (out/'manifest.json').exists() else set()
+        manifest = out/'manifest.json'
+        kept = {o['file'] for o in json.loads(manifest.read_text())['shards']} if manifest.exists() else set()
         assert len(before.keys() - kept) <= 1   # at most the shard in flight is unknown to the manifest
         s = go(out)
         assert shas(s) == want and not s.verify() and not list(out.glob('.*'))
@@ -83,7 +87,8 @@ def test_a_damaged_shard_does_not_cost_the_others(tmp_path, monkeypatch):
     go(tmp_path)
     assert len(calls) == 2   # one shard of 3 rows in batches of 2
 
-@pytest.mark.parametrize('change', [dict(site='mlp.2'), dict(t=tokens[:5]), dict(shard_rows=4), dict(dtype=torch.bfloat16)])
+@pytest.mark.parametrize('change', [dict(site='mlp.2'), dict(t=tokens[:5]), dict(shard_rows=4),
+    dict(dtype=torch.bfloat16)])
 def test_another_harvest_is_not_overwritten(tmp_path, change):
     want = shas(go(tmp_path))
     with pytest.raises(UserError, match='holds another harvest'): go(tmp_path, **change)
@@ -94,13 +99,15 @@ def test_rows_without_counted_tokens(tmp_path):
     t = tokens[:6]
     t.mask = t.mask.clone(); t.mask[0:3] = False
     s = go(tmp_path, t=t)
-    assert s.n == t.n_tokens and [o['file'] for o in s.manifest['shards']] == ['shard-00001.safetensors'] and s.load()['row'].min() == 3
+    assert s.n == t.n_tokens and [o['file'] for o in s.manifest['shards']] == ['shard-00001.safetensors']
+    assert s.load()['row'].min() == 3
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_non_finite(tmp_path, value):
     bad = load_lm('tiny-gemma3')
     bad.layers[1].mlp.down_proj.weight.data[0,0] = value
-    with pytest.raises(UserError, match='non-finite activations at resid.2, batch of rows 0 to 1') as e: harvest(bad, tokens, 'resid.2', tmp_path, 2, 3, progress=False)
+    with pytest.raises(UserError, match='non-finite activations at resid.2, batch of rows 0 to 1') as e:
+        harvest(bad, tokens, 'resid.2', tmp_path, 2, 3, progress=False)
     assert '\n' not in str(e.value) and not list(tmp_path.glob('shard*'))
 
 @pytest.mark.parametrize('call,match', [
@@ -121,11 +128,14 @@ def test_non_finite(tmp_path, value):
     (lambda p: prepare(torch.cat([torch.zeros(6, 3), torch.eye(3)])), '6 of 9 training activations are exactly zero'),
     (lambda p: prepare(torch.ones(50, 3)), 'constant or not finite'),
     (lambda p: prepare(torch.full((50, 3), float('nan'))), '50 of 50 training activations are not finite'),
-    (lambda p: prepare(torch.ones(50, 3).index_fill(0, torch.tensor(3), float('inf'))), '1 of 50 training activations are not finite'),
-    (lambda p: go(p).take([0, tokens.n_tokens]), f'no activation {tokens.n_tokens}: the store holds 0 to {tokens.n_tokens-1}'),
+    (lambda p: prepare(torch.ones(50, 3).index_fill(0, torch.tensor(3), float('inf'))),
+    '1 of 50 training activations are not finite'),
+    (lambda p: go(p).take([0, tokens.n_tokens]),
+        f'no activation {tokens.n_tokens}: the store holds 0 to {tokens.n_tokens-1}'),
     (lambda p: go(p).take([-1]), 'no activation -1'),
     (lambda p: go(p).text(-1, ByteTokenizer()), 'no activation -1'),
-    (lambda p: go(p).text(0, type('More', (ByteTokenizer,), dict(all_special_ids=[0, 1, 2, 3]))()), 'another tokenizer: give the one of tiny-gemma3'),
+    (lambda p: go(p).text(0, type('More', (ByteTokenizer,), dict(all_special_ids=[0, 1, 2, 3]))()),
+    'another tokenizer: give the one of tiny-gemma3'),
 ])
 def test_bad_input_is_one_line(tmp_path, call, match):
     with pytest.raises(UserError, match=match) as e: call(tmp_path)
@@ -145,7 +155,8 @@ def test_tokenizers_are_known_by_what_they_do():
     class More(ByteTokenizer): all_special_ids = [0, 1, 2, 3]
     class Larger(ByteTokenizer): vocab_size = 300
     class Moved(ByteTokenizer): name_or_path = 'elsewhere'
-    assert len({tokenizer_hash(t()) for t in (ByteTokenizer, Upper, More, Larger)}) == 4 and tokenizer_hash(Moved()) == tokenizer_hash(ByteTokenizer())
+    assert len({tokenizer_hash(t()) for t in (ByteTokenizer, Upper, More, Larger)}) == 4
+    assert tokenizer_hash(Moved()) == tokenizer_hash(ByteTokenizer())
 
 def test_rule_and_scaler_ignore_massive_tokens():
     x = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0)) + 1
@@ -154,7 +165,7 @@ def test_rule_and_scaler_ignore_massive_tokens():
     assert r(loud).sum() == 3 and torch.allclose(s.mean, s0.mean) and abs(s.scale-s0.scale) < 1e-4*s0.scale
     assert abs(r.median-r0.median) < 1e-2*r0.median and fit_massive(loud).median == r.median
 
-# -- several sites in one pass -------------------------------------------------------------------------------------------
+# -- several sites in one pass -----------------------------------------------------------------------------------------
 three = ['attn.1', 'resid.2', 'mlp.0']
 
 def test_one_pass_is_as_three(tmp_path):
@@ -184,12 +195,17 @@ def test_several_killed_anywhere(tmp_path, monkeypatch, where):
         lacking = [[s for s in three if out/s/f'shard-{i:05d}.safetensors' not in listed] for i in range(4)]
         asked = []
         with monkeypatch.context() as m:
-            m.setattr(H, 'capture', lambda lm, ids, sites, real=H.capture: (asked.append([str(s) for s in sites]), real(lm, ids, sites))[1])
+            real = H.capture
+            def noted(lm, ids, sites):
+                asked.append([str(s) for s in sites])
+                return real(lm, ids, sites)
+            m.setattr(H, 'capture', noted)
             again = go(out, three)
         assert {s: shas(o) for s, o in again.items()} == want and times == {f: written(f) for f in listed}
-        assert [a for i, a in enumerate(asked) if a not in asked[:i]] == [l for i, l in enumerate(lacking) if l and l not in lacking[:i]]
+        def once(o): return [v for i, v in enumerate(o) if v and v not in o[:i]]
+        assert once(asked) == once(lacking)
 
-# -- the manifest --------------------------------------------------------------------------------------------------------
+# -- the manifest ------------------------------------------------------------------------------------------------------
 def as_old(path):
     "The manifest as the first version wrote it: no facts, no seal"
     m = json.loads((path/'manifest.json').read_text())
@@ -204,9 +220,11 @@ def test_old_stores_are_still_stores(tmp_path, monkeypatch):
         s = go(tmp_path)
     assert (tmp_path/'manifest.json').read_bytes() == was and shas(s) == shas(want) and s.verify() == []
     assert s.facts['site'] == 'resid.2' and 'tokenizer' not in s.facts and s.scaler is None and s.rule is None
-    assert torch.equal(s.take([5, 3])['x'], want.load()['x'][[5, 3]]) and s.text(30, ByteTokenizer()) == want.text(30, ByteTokenizer())
+    assert torch.equal(s.take([5, 3])['x'], want.load()['x'][[5, 3]])
+    assert s.text(30, ByteTokenizer()) == want.text(30, ByteTokenizer())
     m = json.loads(was)
-    core.write_json(tmp_path/'manifest.json', m | dict(complete=False, shards=m['shards'][:2]))   # an unfinished one goes on
+    # an unfinished one goes on
+    core.write_json(tmp_path/'manifest.json', m | dict(complete=False, shards=m['shards'][:2]))
     (tmp_path/'shard-00002.safetensors').unlink()
     assert shas(go(tmp_path)) == shas(want)
     s.refresh()
@@ -218,7 +236,8 @@ def test_any_byte_of_the_manifest(tmp_path):
     go(tmp_path, t=tokens[:4])
     s, path, r = ActivationStore(tmp_path), tmp_path/'manifest.json', random.Random(0)
     raw = path.read_bytes()
-    places = [(r.randrange(len(raw)), r.randrange(1, 256)) for _ in range(150)] + [(i, raw[i] ^ 10) for i in range(len(raw)) if raw[i] == 32][:5] + [(raw.index(b'\n'), 10 ^ 13)]
+    places = [(r.randrange(len(raw)), r.randrange(1, 256)) for _ in range(150)]
+    places += [(i, raw[i] ^ 10) for i in range(len(raw)) if raw[i] == 32][:5] + [(raw.index(b'\n'), 10 ^ 13)]
     for at, bits in places:
         path.write_bytes(raw[:at] + bytes([raw[at] ^ bits]) + raw[at+1:])
         with pytest.raises(UserError, match='manifest.json') as e: ActivationStore(tmp_path)
@@ -228,7 +247,8 @@ def test_any_byte_of_the_manifest(tmp_path):
         with pytest.raises(UserError, match='manifest.json'): ActivationStore(tmp_path)
 
 def test_a_growing_store_has_no_scaler_yet(tmp_path, monkeypatch):
-    monkeypatch.setattr(H._Writer, 'record', lambda self, complete, real=H._Writer.record: 1/0 if complete else real(self, complete))
+    real = H._Writer.record
+    monkeypatch.setattr(H._Writer, 'record', lambda self, complete: 1/0 if complete else real(self, complete))
     with pytest.raises(ZeroDivisionError): go(tmp_path)
     s = ActivationStore(tmp_path, growing=True)
     with pytest.raises(UserError, match='still growing'): s.set_scaler(*prepare(s.load()['x']))
@@ -237,20 +257,23 @@ def test_a_growing_store_has_no_scaler_yet(tmp_path, monkeypatch):
 def test_facts_and_scaler_outlive_repairs(tmp_path):
     s = go(tmp_path, corpus='nonsense')
     f = s.facts
-    assert (f['corpus'], f['n_rows'], f['n_tokens'], f['tokens'], f['dtype'], f['mask_rule'], f['model']['name']) == ('nonsense', len(tokens), tokens.n_tokens, tokens.sha, 'float32', 'specials by id', 'tiny-gemma3')
+    assert (f['corpus'], f['n_rows'], f['n_tokens']) == ('nonsense', len(tokens), tokens.n_tokens)
+    assert f['tokens'] == tokens.sha
+    assert (f['dtype'], f['mask_rule'], f['model']['name']) == ('float32', 'specials by id', 'tiny-gemma3')
     assert f['tokenizer'] == tokenizer_hash(ByteTokenizer())
     scaler, rule = prepare(s.load()['x'], factor=3.)
     s.set_scaler(scaler, rule)
     (tmp_path/'shard-00001.safetensors').unlink()
     s = go(tmp_path)
-    assert s.facts['corpus'] == 'nonsense' and torch.equal(s.scaler.mean, scaler.mean) and (s.scaler.scale, s.rule) == (scaler.scale, rule) and not s.verify()
+    assert s.facts['corpus'] == 'nonsense' and torch.equal(s.scaler.mean, scaler.mean)
+    assert (s.scaler.scale, s.rule) == (scaler.scale, rule) and not s.verify()
     (tmp_path/'scaler.safetensors').write_bytes((tmp_path/'scaler.safetensors').read_bytes()[:-1] + b'!')
     with pytest.raises(UserError, match='scaler.safetensors was altered'): s.scaler
     (tmp_path/'scaler.safetensors').unlink()
     assert s.verify() == ['scaler.safetensors']
     with pytest.raises(UserError, match='scaler.safetensors is missing'): s.scaler
 
-# -- reading -------------------------------------------------------------------------------------------------------------
+# -- reading -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_take_is_load_then_index(tmp_path, dtype):
     s, g = go(tmp_path, dtype=dtype), torch.Generator().manual_seed(0)
@@ -258,10 +281,12 @@ def test_take_is_load_then_index(tmp_path, dtype):
     for m in (1, 2, 7, 300):
         idx = torch.randint(s.n, (m,), generator=g)
         for t in (s.take(idx), s.take(idx.tolist()), s.take(idx.numpy())):
-            assert t.keys() == a.keys() and t['x'].dtype == dtype and all(torch.equal(t[k], a[k][idx]) and t[k].dtype == a[k].dtype for k in a)
+            assert t.keys() == a.keys() and t['x'].dtype == dtype
+            assert all(torch.equal(t[k], a[k][idx]) and t[k].dtype == a[k].dtype for k in a)
     everything = s.take(range(len(s)))
     assert all(torch.equal(everything[k], a[k]) for k in a)
-    assert sum(len(s.shard(i)['x']) for i in range(4)) == s.n and torch.equal(s.shard(3)['x'], a['x'][-len(s.shard(3)['x']):])
+    assert sum(len(s.shard(i)['x']) for i in range(4)) == s.n
+    assert torch.equal(s.shard(3)['x'], a['x'][-len(s.shard(3)['x']):])
 
 def test_the_rest_of_a_damaged_store(tmp_path, caplog):
     "One shard gone, one hurt: both named, all of the others there, in order"
@@ -272,7 +297,8 @@ def test_the_rest_of_a_damaged_store(tmp_path, caplog):
     caplog.clear()
     t = s.load(skip_damaged=True)
     keep = torch.isin(a['row'] // 3, torch.tensor([1, 3]))
-    assert t.keys() == a.keys() and all(torch.equal(t[k], a[k][keep]) for k in a) and len(caplog.messages) == 2 and all(f[i].name in caplog.text for i in (0, 2))
+    assert t.keys() == a.keys() and all(torch.equal(t[k], a[k][keep]) for k in a) and len(caplog.messages) == 2
+    assert all(f[i].name in caplog.text for i in (0, 2))
     i = keep.nonzero()[[-1, 0], 0]
     assert torch.equal(s.take(i)['x'], a['x'][i])
     with pytest.raises(UserError, match=f[2].name): s.take([int(i[0]), int((a['row'] == 7).nonzero()[0])])
@@ -287,7 +313,8 @@ def test_a_shard_is_hashed_when_first_touched_and_when_it_changed(tmp_path, monk
     f = tmp_path/n[0]
     b = bytearray(f.read_bytes()); b[-1] ^= 4; f.write_bytes(b); os.utime(f, ns=(1, 1))
     with pytest.raises(UserError, match='shard-00000.safetensors was altered'): s.take([2])
-    with pytest.raises(UserError, match='shard-00000.safetensors was altered'): s.take([2])   # and is not trusted the second time
+    # and is not trusted the second time
+    with pytest.raises(UserError, match='shard-00000.safetensors was altered'): s.take([2])
     s.take([s.n-1])
 
 def test_shards_are_mapped_and_not_read(tmp_path):
@@ -296,7 +323,8 @@ def test_shards_are_mapped_and_not_read(tmp_path):
     def own(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))
     t = dict(x=torch.zeros(50_000, 100), row=torch.zeros(50_000, dtype=torch.int32))
     sha = core.save_tensors(tmp_path/'shard-00000.safetensors', t)
-    core.write_json(tmp_path/'manifest.json', dict(plan={}, d_in=100, complete=True, shards=[dict(file='shard-00000.safetensors', n=50_000, sha256=sha)]))
+    core.write_json(tmp_path/'manifest.json', dict(plan={}, d_in=100, complete=True,
+        shards=[dict(file='shard-00000.safetensors', n=50_000, sha256=sha)]))
     s = ActivationStore(tmp_path)
     s.take([0])
     before = own()
@@ -310,10 +338,12 @@ def test_read_while_it_grows(tmp_path, monkeypatch):
         if not seen: seen.append(ActivationStore(self.out, growing=True))
         n = seen[0].refresh()
         seen.append(n)
-        assert not seen[0].complete and len(seen[0].load()['x']) == n and torch.equal(seen[0].take([n-1, 0])['x'], a['x'][[n-1, 0]])
+        assert not seen[0].complete and len(seen[0].load()['x']) == n
+        assert torch.equal(seen[0].take([n-1, 0])['x'], a['x'][[n-1, 0]])
     monkeypatch.setattr(H._Writer, 'add', add)
     go(tmp_path/'g')
-    assert len(seen) == 5 and seen[1:] == sorted(set(seen[1:])) and seen[0].refresh() == len(a['x']) and seen[0].complete
+    assert len(seen) == 5 and seen[1:] == sorted(set(seen[1:])) and seen[0].refresh() == len(a['x'])
+    assert seen[0].complete
 
 def test_text_stays_in_its_row(tmp_path):
     s = go(tmp_path)
@@ -322,9 +352,10 @@ def test_text_stays_in_its_row(tmp_path):
         r, p = int(a['row'][i]), int(a['pos'][i])
         for before in (0, 3, 500): assert s.text(i, tok, before) == tok.decode(tokens.ids[r, max(1, p-before):p+1])
 
-# -- a disk that is full, a folder that is taken -------------------------------------------------------------------------
+# -- a disk that is full, a folder that is taken -----------------------------------------------------------------------
 @pytest.mark.parametrize('sites', ['resid.2', three])
-@pytest.mark.parametrize('error', [SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'), OSError(errno.EDQUOT, 'quota')])
+@pytest.mark.parametrize('error', [SafetensorError('Error while serializing: I/O error: No space left on device (os '
+    'error 28)'), OSError(errno.EDQUOT, 'quota')])
 @pytest.mark.parametrize('name', ['save_file', 'os.fsync'])
 def test_full_disk_anywhere(tmp_path, monkeypatch, name, error, sites):
     want = go(tmp_path/'ref', sites)
@@ -339,14 +370,16 @@ def test_full_disk_anywhere(tmp_path, monkeypatch, name, error, sites):
         with monkeypatch.context() as m:
             m.setattr(owner, name, full)
             try: go(tmp_path/f'{n}', sites)
-            except UserError as e: told = 'disk full' in str(e) and 'goes on where it stopped' in str(e) and '\n' not in str(e)
+            except UserError as e:
+                told = 'disk full' in str(e) and 'goes on where it stopped' in str(e) and '\n' not in str(e)
         assert told == (len(calls) > n)
         assert not list((tmp_path/f'{n}').rglob('*.tmp'))
         got = go(tmp_path/f'{n}', sites)
         assert [shas(o) for o in (got.values() if isinstance(got, dict) else [got])] == want
 
 @pytest.mark.parametrize('error,says', [
-    (PermissionError(errno.EACCES, 'not yours'), 'make it writable'), (SafetensorError('header too large'), 'header too large')])
+    (PermissionError(errno.EACCES, 'not yours'), 'make it writable'),
+    (SafetensorError('header too large'), 'header too large')])
 def test_other_errors_are_not_called_a_full_disk(tmp_path, monkeypatch, error, says):
     def broken(*a, **k): raise error
     monkeypatch.setattr(core, 'save_file', broken)
@@ -389,7 +422,8 @@ def test_stored_format_overflows(tmp_path, monkeypatch):
 def test_sigkill_and_flips():
     "`python tools/kill_harvest.py 20` does it twenty times"
     tool = Path(__file__).parent.parent/'tools'/'kill_harvest.py'
-    r = subprocess.run([sys.executable, tool, '3', '5', '1'], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    r = subprocess.run([sys.executable, tool, '3', '5', '1'], capture_output=True, text=True,
+        env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert r.returncode == 0, r.stdout + r.stderr
     assert '3 kills, 0 wrong' in r.stdout and '5 flips, 0 missed' in r.stdout and 'identical' in r.stdout
 
@@ -397,5 +431,6 @@ def test_sigkill_and_flips():
 def test_half_written_files_are_cleared_away(tmp_path, name):
     "What a killed harvest left aside, under our name or that of safetensors, goes with the next one"
     (tmp_path/'store').mkdir(); (tmp_path/'store'/name).write_bytes(b'half')
-    harvest(load_lm('tiny-gemma2'), pack(generated_corpus(4), ByteTokenizer(), 64, 63*8), 'resid.1', tmp_path/'store', progress=False)
+    harvest(load_lm('tiny-gemma2'), pack(generated_corpus(4), ByteTokenizer(), 64, 63*8), 'resid.1', tmp_path/'store',
+        progress=False)
     assert not (tmp_path/'store'/name).exists() and (tmp_path/'store'/'manifest.json').exists()

@@ -349,3 +349,38 @@ def test_every_family_is_saved_and_loaded(tmp_path, kind):
     assert torch.equal(forward(again, ids), forward(load_lm(lm.model, ByteTokenizer()), ids))
     assert (again.family, again.context, again.vocabulary) == (L.FAMILIES[kind].name, 512, 259)
     assert again.info['attention'] == L.FAMILIES[kind].attention
+
+HUB = '''
+import http.server, os, sys, threading
+ANSWERS = {'gated': (403, 'GatedRepo', 'Access to model is restricted'), 'secret': (401, 'RepoNotFound', 'Repository not found'),
+           'gone': (404, 'RepoNotFound', 'Repository not found'), 'forbidden': (403, '', 'Forbidden'), 'empty': (404, 'EntryNotFound', 'Entry not found'),
+           'old': (404, 'RevisionNotFound', 'Revision Not Found')}
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        code, error, text = ANSWERS.get(self.path.split('/')[2], (404, 'RepoNotFound', 'none'))
+        self.send_response(code)
+        if error: self.send_header('X-Error-Code', error)
+        self.send_header('X-Error-Message', text)
+        self.send_header('Content-Length', '0')
+        self.end_headers()
+    do_HEAD = do_GET
+    def log_message(self, *a): pass
+server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ.update(HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HUB_OFFLINE='0')
+from jumprelu_sae.lm import load_lm
+for name in ANSWERS:
+    try: load_lm(f'own/{name}', revision='v9' if name == 'old' else None)
+    except ValueError as e: print(name, type(e).__name__, e, sep='|')
+'''
+
+def test_what_the_hub_really_answers(tmp_path):
+    "A Hub on this machine, with the answers of the real one: each becomes the line that says what to do"
+    env = os.environ | dict(PYTHONPATH=':'.join(sys.path), HF_HOME=str(tmp_path), HF_HUB_DISABLE_TELEMETRY='1', NO_PROXY='127.0.0.1')
+    run = subprocess.run([sys.executable, '-c', HUB], env=env, capture_output=True, text=True, timeout=120)
+    lines = [o.split('|') for o in run.stdout.splitlines()]
+    said = {name: text for name, kind, text in lines if kind == 'UserError'}
+    want = dict(gated='is gated: accept the licence', secret='no such name on the Hub or it is private', gone='check the spelling',
+                forbidden='no access to own/forbidden', empty='lacks its configuration', old='no such revision')
+    assert {k: v in said.get(k, '') for k, v in want.items()} == dict.fromkeys(want, True), (said, run.stderr[-2000:])
+    assert [k for k, v in said.items() if 'licence' in v] == ['gated']

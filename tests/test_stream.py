@@ -1,4 +1,4 @@
-"Streams: any sizes against an oracle, kills at any place, threads, memory, and a trainer that cannot tell the difference"
+"Streams: any sizes against an oracle, kills at any place, threads, memory, a trainer that cannot tell the difference"
 import json, random, threading, time
 from collections import Counter
 import pytest, torch
@@ -8,7 +8,8 @@ from jumprelu_sae.harvest import MassiveRule, harvest, prepare
 from jumprelu_sae.lm import load_lm
 from jumprelu_sae.sites import Site, capture
 from jumprelu_sae.sae import SAEConfig, make_sae
-from jumprelu_sae.stream import Ahead, Buckets, LMStream, StoreStream, TableRows, fit_stream, memory, model_lock, permutation
+from jumprelu_sae.stream import (Ahead, Buckets, LMStream, StoreStream, TableRows, fit_stream, memory, model_lock,
+    permutation)
 from jumprelu_sae.text import ByteTokenizer, TokenRows, generated_corpus, pack
 from jumprelu_sae.train import TrainConfig, Trainer, train_saes
 
@@ -30,7 +31,8 @@ def store(tmp_path_factory): return harvest(lm, tokens, site, tmp_path_factory.m
 def dealt(x, batch, bucket, seed=0):
     "The oracle: everything in memory"
     out = []
-    for k, part in enumerate(x.split(bucket//batch*batch)): out += part[permutation(len(part), seed, 'bucket', k)].split(batch)
+    for k, part in enumerate(x.split(bucket//batch*batch)):
+        out += part[permutation(len(part), seed, 'bucket', k)].split(batch)
     return [o for o in out if len(o) == batch]
 
 class Blocks:
@@ -61,7 +63,7 @@ def test_any_sizes(batch, bucket, seed, prefetch):
 @pytest.mark.parametrize('prefetch', [False, True])
 @pytest.mark.parametrize('seed', range(3))
 def test_killed_again_and_again(prefetch, seed):
-    "Stopped after a random number of batches, over and over: the same batches as without, and the tally of what was left out"
+    "Stopped after random numbers of batches, over and over: the same batches, and the tally of what was left out"
     r, want = random.Random(seed), [o['x'] for o in Buckets(Blocks(seed=seed), 3, 30)]
     ref = Buckets(Blocks(seed=seed), 3, 30)
     state, i = None, 0
@@ -142,7 +144,8 @@ def test_model_against_oracle(kind, rows):
     x = capture(lm, tokens.ids, o)[o][tokens.mask]
     got = list(LMStream(lm, TableRows(tokens, rows, repeat=False), str(o), 16, 200, seed=5))
     want = dealt(x, 16, 200, 5)
-    assert len(got) == len(want) and max((a-b).abs().max() for a, b in zip(got, want)) < 1e-5 and got[0].dtype == torch.float32
+    assert len(got) == len(want) and max((a-b).abs().max() for a, b in zip(got, want)) < 1e-5
+    assert got[0].dtype == torch.float32
 
 def test_no_special_token_arrives():
     "The activation of each BOS, padding and `<bos>` in a text is absent; the last row is padded"
@@ -194,12 +197,15 @@ def test_store_is_read_shard_by_shard(store, monkeypatch):
     names = [n for n, _ in calls]
     k = len(store.manifest['shards'])
     orders = [tuple(names[i*k:i*k+k]) for i in range(3)]
-    assert all(len(set(o)) == k for o in orders) and len(set(orders)) == 3   # each shard once an epoch, in an order of its own
-    assert len(set(names)) == len(store.manifest['shards']) and all((sha is None) == (n in names[:i]) for i, (n, sha) in enumerate(calls))
+    # each shard once an epoch, in an order of its own
+    assert all(len(set(o)) == k for o in orders) and len(set(orders)) == 3
+    assert len(set(names)) == len(store.manifest['shards'])
+    assert all((sha is None) == (n in names[:i]) for i, (n, sha) in enumerate(calls))
 
 def test_another_store_is_refused(store, tmp_path):
     other = harvest(lm, tokens[:20], site, tmp_path, 4, 5, progress=False)
-    with pytest.raises(UserError, match='store: '): StoreStream(other, 16, 64).load_state_dict(StoreStream(store, 16, 64).state_dict())
+    with pytest.raises(UserError, match='store: '):
+        StoreStream(other, 16, 64).load_state_dict(StoreStream(store, 16, 64).state_dict())
 
 def trained(stream, folder=None, stop_at=None, n=40):
     sae = make_sae(SAEConfig('jumprelu', 32, 64, coef=1e-3, bandwidth=.05, theta_init=.05), 0)
@@ -234,7 +240,8 @@ def test_training_cannot_tell(store):
     assert abs(a-b) < .1*b
 
 def test_fit_leaves_the_stream_alone(store):
-    for make in (lambda: LMStream(lm, TableRows(tokens, 3), site, 16, 64, prefetch=True), lambda: StoreStream(store, 16, 64, prefetch=True)):
+    for make in (lambda: LMStream(lm, TableRows(tokens, 3), site, 16, 64, prefetch=True),
+            lambda: StoreStream(store, 16, 64, prefetch=True)):
         want = [next(s) for s in [make()] for _ in range(12)]
         s = make()
         for k in range(12):
@@ -263,13 +270,15 @@ def test_memory_is_what_is_held():
 def test_on_a_gpu():
     "With a CUDA stream of its own and buckets on either side: the batches of no prefetch, and a resume"
     m = load_lm('tiny-gemma3', device='cuda', dtype='bfloat16')
-    make = lambda prefetch, where: LMStream(m, TableRows(tokens, 3), [site, 'attn.1'], 16, 64, prefetch=prefetch, store_device=where)
+    make = lambda prefetch, where: LMStream(m, TableRows(tokens, 3), [site, 'attn.1'], 16, 64, prefetch=prefetch,
+        store_device=where)
     want = [next(s) for s in [make(False, 'cuda')] for _ in range(40)]
     for where in ('cuda', None):
         s = make(True, where)
         for i in range(40):
             b = next(s)
-            assert all(torch.equal(b[k].cpu(), want[i][k].cpu()) and b[k].device.type == (where or 'cpu') for k in want[i])
+            assert all(torch.equal(b[k].cpu(), want[i][k].cpu())
+                and b[k].device.type == (where or 'cpu') for k in want[i])
             if i == 17: s.load_state_dict(through_json(s.state_dict()))
         s.close()
 

@@ -196,3 +196,164 @@ def test_embedded_corpus():
     assert len(docs) == len({d.id for d in docs}) == 249 and docs[0].meta['year'] == 1790
     parts = split_documents(docs)
     assert {k: len(v) for k,v in parts.items()} == dict(train=198, val=28, test=23)
+
+# --- what comes from elsewhere
+
+def habits(p):
+    "Files as they come: a mark in front, capitals, a folder that is called like a file, a link to a folder"
+    (p/'sub'/'x.txt').mkdir(parents=True)
+    (p/'a.TXT').write_bytes(b'\xef\xbb\xbfone')
+    (p/'b.JSONL').write_bytes('\ufeff{"text": "two", "id": null}\n'.encode())
+    (p/'sub'/'x.txt'/'c.txt').write_text('three')
+    (p/'elsewhere').symlink_to(p/'sub', target_is_directory=True)
+    (p/'sub'/'round').symlink_to(p, target_is_directory=True)
+    return [d.text for d in load_corpus(p)]
+
+def test_habits_of_files(tmp_path):
+    assert habits(tmp_path) == ['one', 'two', 'three'] and load_corpus(tmp_path/'a.TXT')[0].text == 'one'
+
+def fifo(p):
+    os.mkfifo(p/'x.txt')
+    return load_corpus(p/'x.txt')
+
+def link(p):
+    (p/'x.txt').symlink_to(p/'gone')
+    return load_corpus(p)
+
+def written(p, name, data):
+    (p/name).write_bytes(data)
+    return load_corpus(p/name)
+
+def no_right(p):
+    "A folder (or file) that may not be read: as root one would not be stopped, so the system is asked to stop us"
+    (p/'closed').mkdir()
+    (p/'closed'/'a.txt').write_text('secret')
+    (p/'b.txt').write_text('open')
+    real = os.scandir
+    def scandir(path):
+        if str(path).endswith('closed'): raise PermissionError(13, 'Permission denied', str(path))
+        return real(path)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(os, 'scandir', scandir)
+        return load_corpus(p)
+
+@pytest.mark.parametrize('make,match', [
+    (lambda p: written(p, 'x.jsonl', b'{"text": "ab\\ud83d"}'), r"x.jsonl, line 1: the text holds half a character \('\\ud83d' at position 2\)"),
+    (lambda p: written(p, 'x.jsonl', b'{"text": "ab", "id": "\\udc00"}'), 'line 1: the id holds half a character'),
+    (lambda p: written(p, 'x.jsonl', b'{"text": null}'), 'line 1: want a string as text, got nothing'),
+    (lambda p: written(p, 'x.jsonl', b'[' * 100_000), 'line 1: want a JSON object'),
+    (lambda p: written(p, 'x.json', b'[]'), r'a .json file is not read: write one object a line'),
+    (lambda p: written(p, 'x.CSV', b'text'), r'a .csv file is not read: save it as .parquet or .jsonl'),
+    (lambda p: written(p, 'x.jsonl.gz', b''), 'unpack it first'),
+    (lambda p: written(p, 'x.txt', b'a\x00b'), 'is not plain text'),
+    (lambda p: (written(p, 'x.txt', b'a'), (p/'x.txt').rename(p/'x.csv'), load_corpus(p)), 'of its .csv files: save it as'),
+    (lambda p: load_corpus(['a\ud83d']), 'text 0 of the list: the text holds half a character'),
+    (lambda p: load_corpus([Document('a', 'b'), Document('c', '\udc00')]), 'document 1 of the list'),
+    (lambda p: load_corpus(['a', b'b']), 'text 1 of the list: want a string as text, got bytes'),
+    (lambda p: load_corpus({'a': 'b'}), 'dict is no corpus'),
+    (lambda p: load_corpus(None), 'NoneType is no corpus'),
+    (lambda p: load_corpus(''), "'.' is this folder"),
+    (lambda p: load_corpus([]), 'is empty'),
+    (lambda p: load_corpus(['', ' \n']), 'is empty'),
+    (lambda p: load_corpus('a'*5000), 'too long.*a text goes in a list'),
+    (lambda p: load_corpus('a\0b'), 'no corpus'),
+    (lambda p: load_corpus(p/'x.txt'/'y.txt'), 'no such corpus'),
+    (lambda p: (written(p, 'f.txt', b'a'), load_corpus(p/'f.txt'/'y.txt')), 'no such corpus'),
+    (lambda p: load_corpus(p, n_docs=3), 'takes no n_docs'),
+    (lambda p: load_corpus('hf:'), 'names no data set'),
+    (fifo, 'x.txt is not a file'),
+    (link, 'x.txt is a link that leads nowhere'),
+    (lambda p: no_right(p), 'cannot read the folder .*closed'),
+])
+def test_corpora_that_cannot_be_read_are_one_line(make, match, tmp_path):
+    with pytest.raises(UserError, match=match) as e: make(tmp_path)
+    assert '\n' not in str(e.value) and len(str(e.value)) < 600
+
+@pytest.mark.parametrize('error,match', [
+    (ValueError('Compression type zstd not supported'), 'pip install zstandard'),
+    (ImportError('No module named zstandard'), 'pip install zstandard'),
+    (type('DatasetNotFoundError', (FileNotFoundError,), {})("Dataset 'org/data' doesn't exist on the Hub"), 'there is no data set'),
+    (type('DatasetNotFoundError', (FileNotFoundError,), {})("Dataset 'org/data' is a gated dataset on the Hub."), 'is gated: accept its terms'),
+    (ValueError("BuilderConfig 'x' not found. Available: ['a', 'b']"), "name one as hf:org/data:config:split"),
+    (ConnectionError('no route'), 'check the name and the network'),
+])
+def test_errors_of_the_hub(monkeypatch, error, match):
+    import datasets
+    def load(*a, **k): raise error
+    monkeypatch.setattr(datasets, 'load_dataset', load)
+    with pytest.raises(UserError, match=match) as e: load_corpus('hf:org/data')
+    assert '\n' not in str(e.value) and ('gated' in str(e.value)) == ('gated' in str(error))
+
+def test_an_error_in_the_middle_of_a_stream_is_told_and_a_null_is_named(monkeypatch):
+    import datasets
+    def rows():
+        yield dict(text='one')
+        yield dict(text=None)
+    monkeypatch.setattr(datasets, 'load_dataset', lambda *a, **k: rows())
+    stream = iter_corpus('hf:org/data')
+    assert next(stream).text == 'one'
+    with pytest.raises(UserError, match='row 1: want a string as text, got nothing'): next(stream)
+
+# --- identity
+
+def test_corpus_identity():
+    "The texts in their order, whatever they are called and wherever they lie; nothing less"
+    docs = generated_corpus(5)
+    a = corpus_identity(docs, 'generated')
+    assert a == corpus_identity([Document(f'x{i}', d.text) for i, d in enumerate(docs)], 'generated') and a['name'] == 'generated'
+    others = [docs[::-1], docs[:-1], docs + docs[:1], [Document(d.id, d.text + ' ') for d in docs], docs[:3] + [Document('j', docs[3].text + docs[4].text)]]
+    assert len({corpus_identity(o, 'generated')['sha256'] for o in (docs, *others)}) == 6
+    assert corpus_identity(docs, '/a/b/notes')['name'] == corpus_identity(docs, 'notes')['name'] == 'notes'
+    assert corpus_identity(docs, 'hf:org/data@abc')['name'] == 'hf:org/data@abc'
+    assert corpus_identity(None, 'hf:org/data') == dict(name='hf:org/data', sha256=None)
+
+def test_an_edited_file_is_another_corpus(tmp_path):
+    "Also when its size and time stay as they were"
+    f = tmp_path/'a.txt'
+    f.write_text('as it was')
+    t, seen = f.stat().st_mtime_ns, set()
+    for text in ('as it was', 'as it is.', 'as it was'):
+        f.write_text(text)
+        os.utime(f, ns=(t, t))
+        seen.add(corpus_identity(load_corpus(f), f)['sha256'])
+    assert len(seen) == 2
+
+def test_tokenizer_identity():
+    "What it does, not what it is called"
+    class Renamed(ByteTokenizer): name_or_path = 'elsewhere'
+    class Bare(ByteTokenizer): bos_token_id = None
+    class Padded(ByteTokenizer): pad_token_id = 2
+    class Larger(ByteTokenizer): vocab_size = 300
+    class Lower(ByteTokenizer):
+        def encode(self, text, add_special_tokens=False): return super().encode(text.lower())
+    assert T.tokenizer_identity(Renamed()) == T.tokenizer_identity(tok)
+    assert len({T.tokenizer_identity(o()) for o in (ByteTokenizer, Bare, Padded, Larger, Lower)}) == 5
+
+def stopped(docs, n, **k):
+    r = TokenRows(docs, tok, 32, 4, part=None, **k)
+    for _ in range(n): next(r)
+    return r
+
+def test_a_state_of_another_corpus_is_refused_and_nothing_moves():
+    docs = generated_corpus(30)
+    other = docs[:7] + [Document(docs[7].id, docs[7].text.replace('a', 'o', 1))] + docs[8:]
+    for make in (lambda d: d, lambda d: lambda skip: d[skip:]):
+        for n in range(1, 150, 13):
+            state = json.loads(json.dumps(stopped(make(docs), n).state_dict()))
+            again = stopped(make(docs), 2)
+            again.load_state_dict(state)
+            run = stopped(make(docs), n)
+            assert [next(again).sha for _ in range(9)] == [next(run).sha for _ in range(9)]
+            if make(docs) is docs or state['seen'] == 8:
+                there = stopped(make(other), 2)
+                before = there.state_dict()
+                with pytest.raises(UserError, match='corpus|edited'): there.load_state_dict(state)
+                assert there.state_dict() == before and next(there).sha == next(stopped(make(other), 2)).sha
+
+def test_a_stream_says_which_corpus_it_was_given():
+    docs = generated_corpus(9)
+    stream = lambda skip: docs[skip:]
+    a, b = (stopped(stream, 2, corpus=corpus_identity(docs[:k], 'mine')) for k in (9, 8))
+    with pytest.raises(UserError, match='corpus.sha256'): a.load_state_dict(b.state_dict())
+    assert a.identity() == stopped(stream, 5, corpus=corpus_identity(docs, 'mine')).identity()
+    with pytest.raises(UserError, match='does not say which stream'): a.load_state_dict(dict(seen=1, rules='abc'))

@@ -69,13 +69,14 @@ class Bench:
 
     def once(self, key, make):
         if key not in self.made:
-            here, cache = os.getcwd(), os.environ.get('JUMPRELU_SAE_CACHE', '')
+            here, cache = os.getcwd(), os.environ.get('JUMPRELU_SAE_CACHE')
             os.chdir(self.root)
             os.environ['JUMPRELU_SAE_CACHE'] = str(self.root/'cache')
             try: self.made[key] = make()
             finally:
                 os.chdir(here)
-                os.environ['JUMPRELU_SAE_CACHE'] = cache
+                if cache is None: del os.environ['JUMPRELU_SAE_CACHE']
+                else: os.environ['JUMPRELU_SAE_CACHE'] = cache
         return self.made[key]
 
     def lm(self): # the tiny Gemma 2
@@ -1054,7 +1055,6 @@ def run(chosen, say=lambda row: None):
     "Run cases, each apart: list of dict(kind, line, made, verdict, said, seconds)"
     rows = []
     with tempfile.TemporaryDirectory() as d:
-        os.environ['JUMPRELU_SAE_CACHE'] = str(Path(d)/'cache')
         names = Names(Bench(d))
         for i, case in enumerate(chosen):
             start = time.monotonic()

@@ -1,9 +1,10 @@
-"""Kill `reproduce --preset tiny` at training steps and at files being written, start it again until it ends, and compare its numbers with those of a run left alone.
+"""Kill `reproduce --preset tiny` at training steps and at files being written, again and again, and compare.
 
     python tools/kill_test.py [KILLS] [SEED]
 
-Every kill is aimed: a child of this script counts its training steps and its files and sends itself the signal at the chosen one: before, inside or after a step, before or after a
-file is in its place. Runs that went on from a checkpoint in the middle of a training are counted; without any, the test has tested nothing."""
+Every kill is aimed: a child of this script counts its training steps and its files, and sends itself the signal at the
+chosen one: before, inside or after a step, before or after a file is in its place. Its numbers must be those of a run
+left alone. Trainings that went on from a checkpoint are counted; without any, the test has tested nothing."""
 import contextlib, json, os, random, re, shutil, signal, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ class Shot:
 def draw(rng):
     "Three in four at a training step, one in four at a file"
     sig = rng.choice(SIGNALS)
-    if rng.random() < .75: return Shot('step', rng.randint(2, 60), rng.choice(('before', 'inside', 'after')), sig, rng.choice((1, 5)))
+    if rng.random() < .75:
+        return Shot('step', rng.randint(2, 60), rng.choice(('before', 'inside', 'after')), sig, rng.choice((1, 5)))
     return Shot('file', rng.randint(1, 40), rng.choice(('before', 'after')), sig, 5)
 
 
@@ -36,7 +38,8 @@ def child(args, shot):
     count = dict(step=0, file=0)
 
     def fire(what, where):
-        if shot and (what, count[what], where) == (shot.what, shot.number, shot.where): os.kill(os.getpid(), getattr(signal, shot.sig))
+        if shot and (what, count[what], where) == (shot.what, shot.number, shot.where):
+            os.kill(os.getpid(), getattr(signal, shot.sig))
 
     T = train.Trainer
     one_step, step_of, alone_in, load, writing = T.one_step, T.step_of, T.alone_in, T.load, core.writing
@@ -46,7 +49,8 @@ def child(args, shot):
         fire('step', 'before')
         terms = one_step(self)
         fire('step', 'after')
-        if shot and self.folder_of_kill and self.step % shot.save_every == 0 and self.step < self.cfg.n_steps and not self.stop: self.save(self.folder_of_kill)
+        due = shot and self.step % shot.save_every == 0 and self.step < self.cfg.n_steps
+        if due and self.folder_of_kill and not self.stop: self.save(self.folder_of_kill)
         return terms
 
     def inside(self, *a):
@@ -60,7 +64,7 @@ def child(args, shot):
 
     def told(self, folder):
         load(self, folder)
-        print(f'resumed at step {self.step} of {self.cfg.n_steps}', flush=True)
+        if self.folder_of_kill: print(f'resumed at step {self.step} of {self.cfg.n_steps}', flush=True) # train_saes asked
 
     @contextlib.contextmanager
     def write(path):
@@ -70,19 +74,23 @@ def child(args, shot):
             fire('file', 'before')
         fire('file', 'after')
 
-    T.folder_of_kill, T.one_step, T.step_of, T.alone_in, T.load, core.writing = None, counted, inside, in_folder, told, write
+    T.folder_of_kill, T.one_step, T.step_of, T.alone_in, T.load = None, counted, inside, in_folder, told
+    core.writing = write
     from jumprelu_sae.cli import main
     sys.argv = ['jumprelu-sae', *args]
     sys.exit(main())
 
 
 def run(out, cache, shot=None):
-    "One child; its exit code and the steps at which it resumed"
-    command = [sys.executable, str(Path(__file__).resolve()), '--child', json.dumps(shot and vars(shot)), 'reproduce', '--preset', 'tiny', '--quiet', '--out', str(out)]
-    env = dict(os.environ, JUMPRELU_SAE_CACHE=str(cache), PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    "One child; its exit code and the steps in the middle of a training at which it resumed"
+    command = [sys.executable, str(Path(__file__).resolve()), '--child', json.dumps(shot and vars(shot))]
+    command += ['reproduce', '--preset', 'tiny', '--quiet', '--out', str(out)]
+    path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+    env = dict(os.environ, JUMPRELU_SAE_CACHE=str(cache), PYTHONPATH=path)
     p = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if p.returncode in (1, 2): raise SystemExit(f'the run failed instead of going on ({shot}):\n{p.stdout}')
-    return p.returncode, [int(n) for n in re.findall(r'resumed at step (\d+)', p.stdout)]
+    resumed = [(int(n), int(end)) for n, end in re.findall(r'resumed at step (\d+) of (\d+)', p.stdout)]
+    return p.returncode, [n for n, end in resumed if 0 < n < end]
 
 
 def numbers(out): # everything measured, without dates and commits
@@ -98,9 +106,10 @@ def kill_test(folder, times, seed=0, say=print):
     while kills < times:
         shot = draw(rng)
         code, steps = run(folder/'killed', folder/'cache-killed', shot)
-        resumed += [n for n in steps if n > 0]
+        resumed += steps
         kills += code != 0
-        say(f"{kills}: {shot.sig} {shot.where} {shot.what} {shot.number}, exit code {code}{', resumed at step ' + ', '.join(map(str, steps)) if steps else ''}")
+        say(f"{kills}: {shot.sig} {shot.where} {shot.what} {shot.number}, exit code "
+            f"{code}{', resumed at step ' + ', '.join(map(str, steps)) if steps else ''}")
         if code == 0:   # the shot came after the end
             finished += 1
             if numbers(folder/'killed') != alone: return numbers(folder/'killed'), alone, resumed
@@ -108,7 +117,7 @@ def kill_test(folder, times, seed=0, say=print):
             if finished % 2: shutil.rmtree(folder/'cache-killed')   # now and then the harvest, too, begins again
     code, steps = run(folder/'killed', folder/'cache-killed')
     assert code == 0
-    return numbers(folder/'killed'), alone, resumed + [n for n in steps if n > 0]
+    return numbers(folder/'killed'), alone, resumed + steps
 
 
 if __name__ == '__main__':
@@ -117,5 +126,6 @@ if __name__ == '__main__':
         child(sys.argv[3:], aim and Shot(**aim))
     times, seed = (int(v) for v in (sys.argv[1:] + ['10', '0'][len(sys.argv) - 1:])[:2])
     with tempfile.TemporaryDirectory() as d: killed, alone, resumed = kill_test(d, times, seed)
-    print(f"{times} kills, {len(resumed)} trainings resumed from a checkpoint, {'the same numbers' if killed == alone else 'DIFFERENT numbers'}")
+    print(f"{times} kills, {len(resumed)} trainings resumed from a checkpoint, "
+        f"{'the same numbers' if killed == alone else 'DIFFERENT numbers'}")
     sys.exit(killed != alone or not resumed)

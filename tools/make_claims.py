@@ -4,4 +4,5 @@ from pathlib import Path
 from jumprelu_sae.claims import write_claims
 
 if __name__ == '__main__':
-    for r in write_claims(Path(__file__).resolve().parent.parent/'results'): print(f"{r['id']:4} {r['verdict']:18} {r['wording'][:90]}")
+    for r in write_claims(Path(__file__).resolve().parent.parent/'results'):
+        print(f"{r['id']:4} {r['verdict']:18} {r['wording'][:90]}")

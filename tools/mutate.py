@@ -46,6 +46,9 @@ MUTANTS = [
 # -- one line each, from the streams to the evidence ------------------------------------------------------------------------------
 STREAM, EVALUATE = ['tests/test_stream.py'], ['tests/test_evaluate.py']
 TRAIN, SAE, CORE = ['nbs/20_train.ipynb'], ['nbs/04_sae.ipynb'], ['nbs/00_core.ipynb']
+ACTS, EXPERIMENT, DIST = ['tests/test_activations.py'], ['tests/test_experiment.py'], ['tests/test_distributed.py::' + t for t in (
+    'test_joint_selection_is_the_sorted_one', 'test_equal_to_one_process', 'test_own_streams_resume')]
+SURVIVORS = ['tests/test_survivors.py']
 TRAIN_AND_STREAM = ['nbs/20_train.ipynb', 'tests/test_stream.py::test_trainer_is_killed_and_resumed']
 
 MUTANTS += [
@@ -54,16 +57,16 @@ MUTANTS += [
     Mutant('identity without the data', 'TensorStream.identity', 'core.py', "dict(stream='tensor', data=self._facts, ", "dict(stream='tensor', ", CORE),
     Mutant('identity without the scale', 'TensorStream.identity', 'core.py', "scaler=scaler, batch=self.batch, seed=self.seed)", "batch=self.batch, seed=self.seed)", CORE),
     Mutant('content known by its shape only', 'content_hash', 'core.py', "h.update(part.view(torch.uint8).numpy().data)", "h.update(b'')", CORE),
-    Mutant('every epoch in the same order', 'TensorStream.permutation', 'core.py', "manual_seed(self.seed*1_000_003 + epoch))", "manual_seed(self.seed*1_000_003))", CORE),
+    Mutant('every epoch in the same order', 'TensorStream.permutation', 'core.py', "manual_seed(self.seed*1_000_003 + epoch))", "manual_seed(self.seed*1_000_003))", SURVIVORS),
     Mutant('scale of the uncentred activations', 'Scaler.fit', 'core.py', "sum(((c.double() - m)**2).sum()", "sum((c.double()**2).sum()", CORE),
     # sae: gates and losses
     Mutant('sparsity not warmed up', 'SAE.loss', 'sae.py', "t = dict(mse=err.square().sum(-1).mean(), sparsity=warm*penalty, aux=aux)", "t = dict(mse=err.square().sum(-1).mean(), sparsity=penalty, aux=aux)", SAE),
     Mutant('AuxK explains an error that moves', 'SAE.aux', 'sae.py', "(err.detach() - err_hat)", "(err - err_hat)", SAE),
-    Mutant('gated: auxiliary term trains the decoder', 'GatedSAE.loss', 'sae.py', "g @ self.W_dec.detach() - self.b_dec.detach()", "g @ self.W_dec - self.b_dec", SAE),
+    Mutant('gated: auxiliary term trains the decoder', 'GatedSAE.loss', 'sae.py', "g @ self.W_dec.detach() - self.b_dec.detach()", "g @ self.W_dec - self.b_dec", SURVIVORS),
     Mutant('row gradients not projected', '_Base.before_step', 'sae.py', "g.addcmul_((g*w).sum(1, keepdim=True), w, value=-1)", "pass", SAE),
     Mutant('rows not brought to unit norm', '_Base.after_step', 'sae.py', "if self.unit_norm: self.W_dec /=", "if False: self.W_dec /=", SAE),
-    Mutant('threshold forgets', 'BatchTopKSAE.update_threshold', 'sae.py', "decay*self.threshold + (1-decay)*low", "low", SAE),
-    Mutant('not strict at the threshold', 'BatchTopKSAE.activations', 'sae.py', "return pre.relu() * (pre > self.threshold)", "return pre.relu() * (pre >= self.threshold)", SAE),
+    Mutant('threshold forgets', 'BatchTopKSAE.update_threshold', 'sae.py', "decay*self.threshold + (1-decay)*low", "low", SURVIVORS),
+    Mutant('not strict at the threshold', 'BatchTopKSAE.activations', 'sae.py', "return pre.relu() * (pre > self.threshold)", "return pre.relu() * (pre >= self.threshold)", SURVIVORS),
     # sae: finished
     Mutant('threshold not in raw units', '_own', 'sae.py', "t = dict(theta_param=c*sae.threshold.double())", "t = dict(theta_param=sae.threshold.double())", SAE),
     Mutant('BatchTopK threshold not in raw units', '_own', 'sae.py', "t = dict(threshold=c*sae.threshold.double()", "t = dict(threshold=sae.threshold.double()", SAE),
@@ -72,7 +75,7 @@ MUTANTS += [
     Mutant('mean not given back', 'folded', 'sae.py', "b_dec=c*b_dec + mean)", "b_dec=c*b_dec)", SAE),
     Mutant('finished SAE trained further', '_Base.train', 'sae.py', "if mode and self.finished: raise", "if False: raise", SAE),
     Mutant('altered weights loaded', 'load_sae', 'sae.py', "want, ours.get('sha256'))", "want, None)", SAE),
-    Mutant('non-finite weights loaded', '_read_weights', 'sae.py', "if v.is_floating_point() and not torch.isfinite(v).all(): raise", "if False: raise", SAE),
+    Mutant('non-finite weights loaded', '_read_weights', 'sae.py', "if v.is_floating_point() and not torch.isfinite(v).all(): raise", "if False: raise", SURVIVORS),
     Mutant('normalised SAE read as plain', 'read_sae_config', 'sae.py', "if cfg.get(k) not in (plain, None): raise", "if False: raise", SAE),
     # sparse
     Mutant('subclass trained on our objective', 'has_sparse_step', 'sparse.py', "if any(n in vars(cls) for n in REENACTED): return False", "pass", ['nbs/05_sparse.ipynb', 'nbs/20_train.ipynb']),
@@ -97,17 +100,17 @@ MUTANTS += [
     Mutant('key without the data', 'train_key', 'train.py', "dict(format=3, data=data, sae=sae", "dict(format=3, sae=sae", TRAIN),
     Mutant('key without the code of a subclass', 'class_facts', 'train.py', "if theirs: facts['code'] =", "if False: facts['code'] =", TRAIN),
     Mutant('identity without the data', 'Trainer.identity', 'train.py', "return dict(data=self.data(), train=", "return dict(train=", TRAIN),
-    Mutant('identity without the settings', 'Trainer.identity', 'train.py', "train=asdict(self.cfg), seeds=seeds", "seeds=seeds", TRAIN),
+    Mutant('identity without the settings', 'Trainer.identity', 'train.py', "train=asdict(self.cfg), seeds=self.seeds()", "seeds=self.seeds()", TRAIN),
     Mutant("another run's checkpoint is taken", 'read_checkpoint', 'train.py', "if other: refuse(", "if False: refuse(", TRAIN),
     Mutant('altered checkpoint is taken', 'read_checkpoint', 'train.py', "load_tensors(folder/d['file'], d['sha256'])", "load_tensors(folder/d['file'])", TRAIN),
     Mutant('never resumed', 'train_saes', 'train.py', "                trainer.load(folder)\n", "                pass\n", TRAIN_AND_STREAM),
-    Mutant('stream begins anew', 'Trainer.restore', 'train.py', "try: self.stream.load_state_dict(d['stream'])", "try: pass", TRAIN_AND_STREAM),
-    Mutant('weights not restored', 'Trainer.restore', 'train.py', "s.load_state_dict({k: t[_key(n, 'sae', k)] for k in s.state_dict()})", "pass", TRAIN_AND_STREAM),
-    Mutant('silence not restored', 'Trainer.restore', 'train.py', "self.silent[n].copy_(t[_key(n, 'silent')])", "pass", TRAIN_AND_STREAM),
-    Mutant('moments not restored', 'Trainer.restore', 'train.py', "self.opts[n].state[p] = adam_state(saved, p)", "pass", TRAIN_AND_STREAM),
-    Mutant('history not restored', 'Trainer.restore', 'train.py', "self.step, self.history = d['step'], d['history']", "self.step = d['step']", TRAIN_AND_STREAM),
-    Mutant('paths not restored', 'Trainer.restore', 'train.py', "self.paths.now, self.paths.log = d['paths']['now'], d['paths']['log']", "pass", TRAIN_AND_STREAM),
-    Mutant('stream saved a batch too far', 'keep_place', 'train.py', "for _ in range(trainer.step - at): next", "for _ in range(trainer.step - at + 1): next", TRAIN),
+    Mutant('stream begins anew', 'Trainer.move_stream', 'train.py', "try: self.stream.load_state_dict(place)", "try: pass", TRAIN_AND_STREAM),
+    Mutant('weights not restored', 'Trainer.fill', 'train.py', "s.load_state_dict({k: t[_key(n, 'sae', k)] for k in s.state_dict()})", "pass", TRAIN_AND_STREAM),
+    Mutant('silence not restored', 'Trainer.fill', 'train.py', "self.silent[n].copy_(t[_key(n, 'silent')])", "pass", TRAIN_AND_STREAM),
+    Mutant('moments not restored', 'Trainer.fill', 'train.py', "self.opts[n].state[p] = adam_state(saved, p)", "pass", TRAIN_AND_STREAM),
+    Mutant('history not restored', 'Trainer.fill', 'train.py', "self.step, self.history = d['step'], d['history']", "self.step = d['step']", TRAIN_AND_STREAM),
+    Mutant('paths not restored', 'Trainer.fill', 'train.py', "self.paths.now, self.paths.log = d['paths']['now'], d['paths']['log']", "pass", TRAIN_AND_STREAM),
+    Mutant('stream saved a batch too far', 'Trainer.go_back', 'train.py', "for _ in range(self.step - self._at): next", "for _ in range(self.step - self._at + 1): next", TRAIN),
     Mutant('a sparse path that is not there', 'Paths.before', 'train.py', "and not has_sparse_step(sae): self.decide(name, 1., step)", "and False: self.decide(name, 1., step)", TRAIN),
     # stream
     Mutant('rows of another text', 'TableRows.load_state_dict', 'stream.py', "        check_state(self, state)\n        self.row = state['row']", "        self.row = state['row']", STREAM + ['nbs/14_stream.ipynb']),
@@ -123,7 +126,7 @@ MUTANTS += [
     Mutant('trained from disk with the massive tokens', 'StoreSource.__next__', 'stream.py', "return without_massive(dict(x=t['x']), self.rules)", "return dict(x=t['x']), 0", STREAM + ['nbs/14_stream.ipynb']),
     Mutant('shards in the same order every epoch', 'StoreSource.__next__', 'stream.py', "self.seed, 'epoch', self.epoch)", "self.seed, 'epoch', 0)", STREAM + ['nbs/14_stream.ipynb']),
     Mutant('identity without the batch', 'Buckets.identity', 'stream.py', "own = dict(batch=self.batch, seed=self.seed)", "own = dict(seed=self.seed)", STREAM + ['nbs/14_stream.ipynb']),
-    Mutant('identity without the model', 'ModelSource.identity', 'stream.py', "return dict(model=model_identity(self.lm), rows=", "return dict(rows=", STREAM + ['nbs/14_stream.ipynb']),
+    Mutant('identity without the model', 'ModelSource.identity', 'stream.py', "return dict(model=self.lm.identity(), rows=rows", "return dict(rows=rows", STREAM + ['nbs/14_stream.ipynb']),
     # evaluate
     Mutant('variance about zero', 'token_sums', 'evaluate.py', "_squares(x - mu), fires", "_squares(x), fires", EVALUATE),
     Mutant('massive tokens counted', 'evaluate_activations', 'evaluate.py', "big = rule(xb).cpu().long() if rule is not None else", "big =", EVALUATE),
@@ -139,9 +142,42 @@ MUTANTS += [
     Mutant("not the SAE's own rule", 'massive_rule', 'evaluate.py', "if isinstance(said, dict) else acts.rule", "if False else acts.rule", EVALUATE),
     Mutant("not the SAE's own mean", 'evaluate', 'evaluate.py', "mean = None if any(ours.get('mean') or []) else acts.mean", "mean = acts.mean", EVALUATE),
     Mutant('judged elsewhere without a word', 'evaluate', 'evaluate.py', "if apart and not elsewhere:", "if False:", EVALUATE),
-    Mutant('another row length is no other place', 'JUDGED', 'evaluate.py', "'split', 'seq_len', 'bos'", "'split', 'bos'", EVALUATE),
-    Mutant('more tokens than are held out', 'Evaluator', 'evaluate.py', "if n_lm > held: raise", "if False: raise", EVALUATE),
+    Mutant('what is not known is no other place', 'judged_elsewhere', 'evaluate.py', "if unknown: apart.append", "if False: apart.append", EVALUATE),
+    Mutant('more tokens than are held out', 'Evaluator', 'evaluate.py', "if n_lm > held:", "if False:", EVALUATE),
     Mutant('dense means a fifth', '_frequencies', 'evaluate.py', "(q > .1).mean()", "(q > .2).mean()", EVALUATE),
+    # activations
+    Mutant('the mean from disk counts massive tokens', 'fit_from_disk', 'activations.py', "total += t['x'][~rule(t['x'])].sum(0", "total += t['x'].sum(0", ACTS),
+    Mutant('massive tokens in memory', 'fit_in_memory', 'activations.py', "x = t['x'][~rule(t['x'])]", "x = t['x']", ACTS),
+    Mutant('trained from disk with the massive tokens', 'Activations.stream', 'activations.py', "scaler=self.scaler, rule=self.rule, facts=facts)", "scaler=self.scaler, facts=facts)", ACTS),
+    Mutant('identity without the corpus', 'Activations.identity', 'activations.py', "site=str(self.site), corpus=self.corpus, seq_len=self.seq_len)", "site=str(self.site), seq_len=self.seq_len)", ACTS),
+    Mutant('identity without the massive rule', 'Activations.identity', 'activations.py', "massive=self.rule.factor, centre=self.centre,", "centre=self.centre,", ACTS),
+    Mutant('one store for all sites', 'store_dir', 'activations.py', "tokens=tokens.sha, site=str(site)))", "tokens=tokens.sha))", ACTS),
+    Mutant('mean of the scaler, not of training', 'Activations.metadata', 'activations.py', "mean=self.mean.tolist(), scale=self.scaler.scale)", "mean=self.scaler.mean.tolist(), scale=self.scaler.scale)", ACTS),
+    Mutant('rows of 128 whatever it was trained on', 'held_out', 'activations.py', "said.get('seq_len') if seq_len is None else seq_len", "128 if seq_len is None else seq_len", ACTS),
+    Mutant('another text under the same name', 'trained_elsewhere', 'activations.py', "if sha and sha != acts.corpus['sha256']: a, b", "if False: a, b", ACTS),
+    Mutant('memory that is not there', 'decide_in_memory', 'activations.py', "if asked and need > free:", "if False:", ACTS),
+    # experiment
+    Mutant('an SAE of another run is taken', 'is_finished', 'experiment.py', ".get('key') == identity['key']: return True", ".get('key') is not None: return True", EXPERIMENT),
+    Mutant('a result of another SAE is taken', 'found_result', 'experiment.py', "if c.get('key') == identity['key'] and c.get('judged_on') == judged: return r", "if c.get('judged_on') == judged: return r", EXPERIMENT),
+    Mutant('a result on another text is taken', 'found_result', 'experiment.py', "if c.get('key') == identity['key'] and c.get('judged_on') == judged: return r", "if c.get('key') == identity['key']: return r", EXPERIMENT),
+    Mutant('decisions are not kept', 'kept_settings', 'experiment.py', "return replace(settings, **{name: kept[name] for name in DECIDED}), kept", "return settings, kept", EXPERIMENT),
+    Mutant('decisions are overruled in silence', 'kept_settings', 'experiment.py', "if asked not in LEFT_OPEN and asked != kept[name]:", "if False:", EXPERIMENT),
+    Mutant('a stopped group starts anew', 'train_group', 'experiment.py', "begun = [j for j in group if j.name in names]", "begun = []", EXPERIMENT),
+    Mutant('an added sparsity trains all again', 'train_group', 'experiment.py', "missing = [j for j in group if not is_finished(", "missing = [j for j in group if True or not is_finished(", EXPERIMENT),
+    Mutant('evaluated on the CPU whatever is asked', 'evaluate_job', 'experiment.py', "load_sae(out/'saes'/job.name, settings.device)", "load_sae(out/'saes'/job.name)", EXPERIMENT),
+    # tuning
+    Mutant('tuning one empties the table', 'tune', 'tuning.py', "rows = {r['key']: r for r in rows_to_keep(out/'tuning.json', keys)}", "rows = {}", EXPERIMENT),
+    Mutant('rows of other data stay', 'rows_to_keep', 'tuning.py', "keep = [r for r in rows if r.get('key') in keys]", "keep = rows", EXPERIMENT + ['nbs/44_tuning.ipynb']),
+    # distributed
+    Mutant('gradients summed, not averaged', 'Ranks.average', 'distributed.py', "return self.reduce(t, what).div_(self.world)", "return self.reduce(t, what)", DIST),
+    Mutant('ties kept by everybody', 'joint_keep', 'distributed.py', "keep.view(-1)[ties[:max(0, room)]] = True", "keep.view(-1)[ties] = True", DIST),
+    Mutant("threshold of one's own batch", 'JointBatchTopK.update_threshold', 'distributed.py', "super().update_threshold(self.ranks.reduce(low, 'threshold', 'min')[None], decay)", "super().update_threshold(low[None], decay)", DIST),
+    Mutant("L0 of one's own batch", 'JointJumpReLU.penalty', 'distributed.py', "return super().penalty(joint_mean(size.mean(), self.ranks)[None])", "return super().penalty(size)", DIST),
+    Mutant("start ends by one's own batch", 'JointJumpReLU.end_start', 'distributed.py', "round(len(x)*self.ranks.world*self.cfg.target_l0)", "round(len(x)*self.cfg.target_l0)", DIST),
+    Mutant('silence of one process', 'joint_step', 'distributed.py', "silent.add_(rows).masked_fill_", "silent.add_(len(x)).masked_fill_", DIST),
+    Mutant('everybody takes the first part', 'SplitStream.__next__', 'distributed.py', "return x[r.rank*b:(r.rank + 1)*b]", "return x[:b]", DIST),
+    Mutant("everybody resumes rank 0's stream", 'PerRankStream.load_state_dict', 'distributed.py', "state['ranks'][self.ranks.rank])", "state['ranks'][0])", DIST),
+    Mutant("each its own path", 'JointPaths.decide', 'distributed.py', "super().decide(name, float(self.ranks.average(share, 'path')), step)", "super().decide(name, float(share), step)", DIST),
 ]
 
 # Loaded by pytest in the copy: the copy must be what is imported, and every red test is named on a line of its own
