@@ -32,28 +32,32 @@ def integrate(
 
 @dataclass(frozen=True)
 class World:
-    "One latent with a known population: pi, and s = d_i.(x - b_dec - sum_{j != i} f_j d_j), which the other latents leave for it; d_i has norm 1"
-    density: Callable # p: z -> density of pi
-    mean: Callable    # m: z -> E[s | pi = z]
-    var: Callable     # z -> Var[s | pi = z]
-    draw: Callable    # (n, generator) -> n pre-activations of density p, float64
-    theta: float      # threshold, in units of pi
-    lam: float        # sparsity coefficient, squared error a latent
-    hi: float         # above it the density is negligible
+    """One latent with a known population: pi, and s = d_i.(x - b_dec - sum_{j != i} f_j d_j), which the other latents
+    leave for it; d_i has norm 1"""
 
-    def sample(self, n: int, seed: int=0) -> tuple[Tensor, Tensor]: # pi (n,), s (n,)
+    density: Callable  # p: z -> density of pi
+    mean: Callable  # m: z -> E[s | pi = z]
+    var: Callable  # z -> Var[s | pi = z]
+    draw: Callable  # (n, generator) -> n pre-activations of density p, float64
+    theta: float  # threshold, in units of pi
+    lam: float  # sparsity coefficient, squared error a latent
+    hi: float  # above it the density is negligible
+
+    def sample(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:  # pi (n,), s (n,)
         "Draw examples; s is normal given pi"
         g = torch.Generator().manual_seed(seed)
         pi = self.draw(n, g)
-        return pi, self.mean(pi) + self.var(pi).sqrt()*torch.randn(n, generator=g, dtype=pi.dtype)
+        return pi, self.mean(pi) + self.var(pi).sqrt() * torch.randn(n, generator=g, dtype=pi.dtype)
 
 # %% ../nbs/03_expected_loss.ipynb #13be7ac1
 def population_loss(
-    w: World,                # the population
-    theta: float|None=None,  # threshold; the world's own by default
-) -> float:                  # E[L] less its value with the latent always off
+    w: World,  # the population
+    theta: float | None = None,  # threshold; the world's own by default
+) -> float:  # E[L] less its value with the latent always off
     "Eq. 9 averaged over the population, by quadrature"
-    return integrate(lambda z: w.density(z)*(z**2 - 2*z*w.mean(z) + w.lam), w.theta if theta is None else theta, w.hi, 256)
+    return integrate(
+        lambda z: w.density(z) * (z**2 - 2 * z * w.mean(z) + w.lam), w.theta if theta is None else theta, w.hi, 256
+    )
 
 def population_gradient(
     w: World, # the population
@@ -64,17 +68,50 @@ def population_gradient(
 
 def _normal(z, mu=0., sd=1.): return torch.exp(-0.5*((z - mu)/sd)**2)/(sd*math.sqrt(2*math.pi))
 
-def toy_worlds() -> dict[str, World]: # by name
+def toy_worlds() -> dict[str, World]:  # by name
     "Three populations for checks and pictures, in units in which pi is of the order of 1"
-    def two(z): return .15*_normal(z, 1.2, .45), .85*_normal(z, 0., .3)          # active, inactive
-    def q(z): a, b = two(z); return a/(a + b)                                    # P(active | pi = z)
-    def randn(n, g): return torch.randn(n, generator=g, dtype=torch.float64)
-    def rand(n, g): return torch.rand(n, generator=g, dtype=torch.float64)
-    def draw_two(n, g): return torch.where(rand(n, g) < .15, 1.2 + .45*randn(n, g), .3*randn(n, g))
-    def gamma(z): u = (z + .5).clamp_min(0)/.25; return u**3*torch.exp(-u)/(6*.25)  # gamma(4), scale 1/4, shifted by -1/2
-    return {'normal': World(_normal, lambda z: .2 + .6*z, lambda z: .25 + 0*z, randn, theta=.8, lam=.3, hi=9.),
-            'two kinds': World(lambda z: sum(two(z)), lambda z: q(z)*z - .05, lambda z: .04 + q(z)*(1 - q(z))*z**2, draw_two, theta=.6, lam=.15, hi=6.),
-            'skewed': World(gamma, lambda z: .8*z + .15*torch.sin(2*z), lambda z: .05 + .1*z**2, lambda n, g: -.25*rand((n, 4), g).log().sum(1) - .5, theta=1., lam=.2, hi=12.)}
+
+    def two(z):
+        return 0.15 * _normal(z, 1.2, 0.45), 0.85 * _normal(z, 0.0, 0.3)  # active, inactive
+
+    def q(z):
+        a, b = two(z)
+        return a / (a + b)  # P(active | pi = z)
+
+    def randn(n, g):
+        return torch.randn(n, generator=g, dtype=torch.float64)
+
+    def rand(n, g):
+        return torch.rand(n, generator=g, dtype=torch.float64)
+
+    def draw_two(n, g):
+        return torch.where(rand(n, g) < 0.15, 1.2 + 0.45 * randn(n, g), 0.3 * randn(n, g))
+
+    def gamma(z):
+        u = (z + 0.5).clamp_min(0) / 0.25
+        return u**3 * torch.exp(-u) / (6 * 0.25)  # gamma(4), scale 1/4, shifted by -1/2
+
+    return {
+        'normal': World(_normal, lambda z: 0.2 + 0.6 * z, lambda z: 0.25 + 0 * z, randn, theta=0.8, lam=0.3, hi=9.0),
+        'two kinds': World(
+            lambda z: sum(two(z)),
+            lambda z: q(z) * z - 0.05,
+            lambda z: 0.04 + q(z) * (1 - q(z)) * z**2,
+            draw_two,
+            theta=0.6,
+            lam=0.15,
+            hi=6.0,
+        ),
+        'skewed': World(
+            gamma,
+            lambda z: 0.8 * z + 0.15 * torch.sin(2 * z),
+            lambda z: 0.05 + 0.1 * z**2,
+            lambda n, g: -0.25 * rand((n, 4), g).log().sum(1) - 0.5,
+            theta=1.0,
+            lam=0.2,
+            hi=12.0,
+        ),
+    }
 
 # %% ../nbs/03_expected_loss.ipynb #05f9009e
 @torch.no_grad()
@@ -108,20 +145,27 @@ def kde_gradient(
 def _expected(w, eps, kernel, report):
     def moment(power):
         def fn(z):
-            c = 2*w.theta*(w.mean(z) - report(z)) - w.lam
-            return w.density(z)*(kernel((z - w.theta)/eps)/eps)**power*(c if power == 1 else c**2 + 4*w.theta**2*w.var(z))
-        half = eps*min(getattr(kernel, 'half_width', 3.), 3.)                    # a Gaussian is below 1e-23 beyond 3
+            c = 2 * w.theta * (w.mean(z) - report(z)) - w.lam
+            return (
+                w.density(z)
+                * (kernel((z - w.theta) / eps) / eps) ** power
+                * (c if power == 1 else c**2 + 4 * w.theta**2 * w.var(z))
+            )
+
+        half = eps * min(getattr(kernel, 'half_width', 3.0), 3.0)  # a Gaussian is below 1e-23 beyond 3
         return integrate(fn, w.theta - half, w.theta, 16) + integrate(fn, w.theta, w.theta + half, 16)
+
     mean = moment(1)
     return mean, moment(2) - mean**2
 
 def expected_ste(
-    w: World,                   # the population
-    eps: float,                 # bandwidth
-    kernel: Callable=rectangle, # K: u -> weight
-) -> tuple[float, float]:       # mean and variance of one example's contribution
-    "What eqs. 11-12 send to the threshold, over the population: the residual is the one with the latent above theta, without it below"
-    return _expected(w, eps, kernel, lambda z: z*(z > w.theta))
+    w: World,  # the population
+    eps: float,  # bandwidth
+    kernel: Callable = rectangle,  # K: u -> weight
+) -> tuple[float, float]:  # mean and variance of one example's contribution
+    """What eqs. 11-12 send to the threshold, over the population: the residual is the one with the latent above
+    theta, without it below"""
+    return _expected(w, eps, kernel, lambda z: z * (z > w.theta))
 
 def expected_kde(
     w: World,                   # the population
@@ -144,17 +188,20 @@ def occupancy(
     return inside.flatten(0, -2).sum(0)
 
 def starved(
-    seen: Tensor,            # examples that each threshold had in its window, summed over batches, (d_sae,), from `occupancy`
-    n: int,                  # examples that went by
-    bandwidth: float|Tensor, # eps at which they were counted
-    least: int=10,           # with fewer than this a threshold is starved
-    share: float=0.5,        # part of the thresholds that may be starved without a word (those of dead latents always are)
-) -> str|None:               # what to say, or None
+    seen: Tensor,  # examples that each threshold had in its window, summed over batches, (d_sae,), from `occupancy`
+    n: int,  # examples that went by
+    bandwidth: float | Tensor,  # eps at which they were counted
+    least: int = 10,  # with fewer than this a threshold is starved
+    share: float = 0.5,  # part of the thresholds that may be starved without a word (those of dead latents always are)
+) -> str | None:  # what to say, or None
     "A warning in words when too many thresholds have no signal to move by, with a bandwidth that would help"
     few, none = int((seen < least).sum()), int((seen == 0).sum())
-    if not n or few <= share*len(seen): return None
+    if not n or few <= share * len(seen):
+        return None
     typical, eps = seen.double().quantile(share).item(), torch.as_tensor(bandwidth).double().median().item()
     wider = f'about {eps*least/typical:.2g}' if typical >= 1 else f'{eps*least:.2g} or more'
-    return (f'{few:,} of {len(seen):,} thresholds had fewer than {least} of the last {n:,} examples in their window, {none:,} of them none: '
-            f'they hardly move, and L0 stays where it is whatever the sparsity coefficient. '
-            f'Widen the bandwidth from {eps:.2g} to {wider}, or scale the inputs to E‖x‖² = 1 if they are larger.')
+    return (
+        f'{few:,} of {len(seen):,} thresholds had fewer than {least} of the last {n:,} examples in their window,'
+        f' {none:,} of them none: they hardly move, and L0 stays where it is whatever the sparsity coefficient. Widen'
+        f' the bandwidth from {eps:.2g} to {wider}, or scale the inputs to E‖x‖² = 1 if they are larger.'
+    )

@@ -7,7 +7,7 @@ __all__ = ['log', 'ARCHITECTURES', 'AUXK', 'PENALTIES', 'SAELENS', 'Architecture
            'SAEConfig', 'own_settings', 'init_decoder', 'Selection', 'SAE', 'register', 'ReLUConfig', 'ReLUSAE',
            'GatedConfig', 'GatedSAE', 'keep_largest', 'TopKConfig', 'TopKSAE', 'BatchTopKSAE', 'JumpReLUKDE',
            'jumprelu_kde', 'JumpReLUConfig', 'JumpReLUSAE', 'make_sae', 'folded', 'finished_copy', 'training_copy',
-           'for_saelens', 'save_sae', 'for_saelens_name', 'read_sae_config', 'load_sae']
+           'for_saelens', 'save_sae', 'for_saelens_name', 'sae_folder', 'read_sae_config', 'load_sae']
 
 # %% ../nbs/04_sae.ipynb #b4c8262c
 import copy, logging, math
@@ -20,8 +20,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .core import (PALETTE, Scaler, UserError, is_number, is_whole, load_tensors, read_json, save_tensors, sha256,
-    versions, write_json)
+from jumprelu_sae.core import (
+    PALETTE,
+    Scaler,
+    UserError,
+    check_device,
+    is_number,
+    is_whole,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256,
+    versions,
+    write_json,
+)
 from .ste import KERNELS, _window, jumprelu_and_l0, jumprelu_ste, step_ste
 
 log = logging.getLogger('jumprelu_sae')
@@ -30,19 +42,21 @@ log = logging.getLogger('jumprelu_sae')
 @dataclass(frozen=True)
 class Architecture:
     "What the rest of the book knows of an architecture"
-    name: str # as it is written in settings and files, such as 'jumprelu'
-    sae: type # its class, a subclass of `SAE`
-    config: type # the class of its settings, a subclass of `SAEConfig`
-    label: str # for tables and figures
-    color: str # of its curve, everywhere
-    marker: str # likewise
-    setting: str # the setting that makes it sparser or denser: 'k', 'coef' or 'target_l0'
-    sparsities: tuple # values of that setting that cover L0 16 to 128 or so, by the short recipe on the laptop
-    recipes: dict # recipe's name -> dict(setting, sae=settings of the SAE, train=settings of the training)
-    tuning: dict # dict(knob, values): the setting that is tuned beside the learning rate, or {}
 
-    def recipe(self, name: str) -> dict: # with every key; UserError for one that this architecture has not
-        if name not in self.recipes: raise UserError(f"{self.label} has no recipe {name!r}: choose one of {', '.join(self.recipes)}")
+    name: str  # as it is written in settings and files, such as 'jumprelu'
+    sae: type  # its class, a subclass of `SAE`
+    config: type  # the class of its settings, a subclass of `SAEConfig`
+    label: str  # for tables and figures
+    color: str  # of its curve, everywhere
+    marker: str  # likewise
+    setting: str  # the setting that makes it sparser or denser: 'k', 'coef' or 'target_l0'
+    sparsities: tuple  # values of that setting that cover L0 16 to 128 or so, by the short recipe on the laptop
+    recipes: dict  # recipe's name -> dict(setting, sae=settings of the SAE, train=settings of the training)
+    tuning: dict  # dict(knob, values): the setting that is tuned beside the learning rate, or {}
+
+    def recipe(self, name: str) -> dict:  # with every key; UserError for one that this architecture has not
+        if name not in self.recipes:
+            raise UserError(f"{self.label} has no recipe {name!r}: choose one of {', '.join(self.recipes)}")
         return dict(setting=self.setting, sae={}, train={}) | self.recipes[name]
 
 ARCHITECTURES: dict[str, Architecture] = {} # in the order in which they were registered
@@ -55,9 +69,10 @@ def architecture(
     raise UserError(f"no such architecture {name!r}: choose one of {', '.join(ARCHITECTURES)}")
 
 def look(
-    name: str, # of an architecture, registered or not
-) -> Architecture: # for the label, colour and marker
-    "How to show an architecture; one that is not registered here, say from somebody's result file, is grey under its own name"
+    name: str,  # of an architecture, registered or not
+) -> Architecture:  # for the label, colour and marker
+    """How to show an architecture; one that is not registered here, say from somebody's result file, is grey under
+    its own name"""
     return ARCHITECTURES.get(name) or Architecture(name, SAE, SAEConfig, name, '#666666', 'x', '', (), {}, {})
 
 def in_order(
@@ -98,12 +113,18 @@ class SAEConfig(metaclass=_Settings):
         for name in ('d_in', 'd_sae'):
             v = getattr(self, name)
             _want(is_whole(v) and v >= 1, f'{name}={v!r}: want a whole number, at least 1')
-        _want(isinstance(self.pre_bias, bool), f'pre_bias={self.pre_bias!r}: want True or False')
+        _yes_or_no(self, 'pre_bias')
 
 def _at_least_zero(cfg: SAEConfig, *names: str) -> None:
     for name in names:
         v = getattr(cfg, name)
         _want(is_number(v) and v >= 0, f'{name}={v!r}: want a number, at least 0')
+
+def _yes_or_no(cfg: SAEConfig, *names: str) -> None:
+    for name in names:
+        v = getattr(cfg, name)
+        _want(isinstance(v, bool), f'{name}={v!r}: want True or False')
+
 
 def _above_zero(cfg: SAEConfig, *names: str) -> None:
     for name in names:
@@ -143,13 +164,15 @@ class Selection(NamedTuple):
 
 class _Base(nn.Module):
     "Encoder, decoder, and the care of the weights"
-    unit_norm = True # are the decoder's rows kept at unit norm?
-    float32_always: tuple = () # tensors that stay in float32 when the rest is cast to a half precision
-    finished = False # True: takes raw activations, see `finish`
 
-    def __init__(self,
-        cfg: SAEConfig, # what to build
-        seed: int = 0, # of the initial weights: the same for all architectures
+    unit_norm = True  # are the decoder's rows kept at unit norm?
+    float32_always: tuple = ()  # tensors that stay in float32 when the rest is cast to a half precision
+    finished = False  # True: takes raw activations, see `finish`
+
+    def __init__(
+        self,
+        cfg: SAEConfig,  # what to build
+        seed: int = 0,  # of the initial weights: the same for all architectures
     ):
         super().__init__()
         self.cfg, self.seed, self.metadata = cfg, seed, {}
@@ -158,7 +181,8 @@ class _Base(nn.Module):
         self.b_enc, self.b_dec = nn.Parameter(torch.zeros(cfg.d_sae)), nn.Parameter(torch.zeros(cfg.d_in))
 
     def train(self, mode: bool = True):
-        if mode and self.finished: raise UserError('this SAE is finished and takes raw activations: train on with sae.scaled(scaler)')
+        if mode and self.finished:
+            raise UserError('this SAE is finished and takes raw activations: train on with sae.scaled(scaler)')
         return super().train(mode)
 
     def _apply(self, fn, recurse=True):
@@ -167,47 +191,59 @@ class _Base(nn.Module):
         super()._apply(fn, recurse)
         for n, was in keep.items():
             p = getattr(self, n)
-            if p.dtype in (torch.bfloat16, torch.float16): p.data = was.to(device=p.device, dtype=torch.float32)
+            if p.dtype in (torch.bfloat16, torch.float16):
+                p.data = was.to(device=p.device, dtype=torch.float32)
         return self
 
-    def accept(self, x: Tensor) -> Tensor: # (…, d_in), in the SAE's dtype and on its device
+    def accept(self, x: Tensor) -> Tensor:  # (…, d_in), in the SAE's dtype and on its device
         "UserError for what cannot be an activation of this SAE"
-        if not isinstance(x, Tensor): raise UserError(f'want a tensor of activations, not {type(x).__name__}')
+        if not isinstance(x, Tensor):
+            raise UserError(f'want a tensor of activations, not {type(x).__name__}')
         if not x.dim() or x.shape[-1] != self.cfg.d_in:
             raise UserError(f'activations of shape {tuple(x.shape)}: this SAE takes (…, {self.cfg.d_in})')
-        if not x.is_floating_point(): raise UserError(f'activations of type {x.dtype}: want a floating-point type')
+        if not x.is_floating_point():
+            raise UserError(f'activations of type {x.dtype}: want a floating-point type')
         return x.to(self.W_enc)
 
-    def centred(self, x: Tensor) -> Tensor: # what the encoder sees
+    def centred(self, x: Tensor) -> Tensor:  # what the encoder sees
         return x - self.b_dec if self.cfg.pre_bias else x
 
-    def pre(self, x: Tensor) -> Tensor: # (…, d_in) -> (…, d_sae)
+    def pre(self, x: Tensor) -> Tensor:  # (…, d_in) -> (…, d_sae)
         "Eq. 1: pre-activations"
-        if x.dim() == 2: return torch.addmm(self.b_enc, self.centred(x), self.W_enc)
+        if x.dim() == 2:
+            return torch.addmm(self.b_enc, self.centred(x), self.W_enc)
         return self.pre(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
-    def decode(self, f: Tensor) -> Tensor: # (…, d_sae) -> (…, d_in)
+    def decode(self, f: Tensor) -> Tensor:  # (…, d_sae) -> (…, d_in)
         "Eq. 2: reconstruction"
+        if not isinstance(f, Tensor) or not f.dim() or f.shape[-1] != self.cfg.d_sae:
+            what = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
+            raise UserError(f'latents of shape {what}: this SAE decodes (…, {self.cfg.d_sae})')
         return f.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
 
-    def forward(self, x: Tensor) -> Tensor: return self.decode(self.encode(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
 
     @torch.no_grad()
     def before_step(self) -> None:
         "Take out of W_dec's gradient what would only change row norms: call between backward and the optimiser"
-        if not self.unit_norm or self.W_dec.grad is None: return
-        for g, w in zip(self.W_dec.grad.split(256), self.W_dec.split(256)): # in pieces that fit a cache
-            g.addcmul_((g*w).sum(1, keepdim=True), w, value=-1)
+        if not self.unit_norm or self.W_dec.grad is None:
+            return
+        for g, w in zip(self.W_dec.grad.split(256), self.W_dec.split(256)):  # in pieces that fit a cache
+            g.addcmul_((g * w).sum(1, keepdim=True), w, value=-1)
 
     @torch.no_grad()
     def after_step(self) -> None:
         "Bring the decoder's rows back to unit norm: call after the optimiser"
-        if self.unit_norm: self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+        if self.unit_norm:
+            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
 
 # %% ../nbs/04_sae.ipynb #a73eea84
 class SAE(_Base):
-    "A sparse autoencoder: eqs 1, 2 and 5; subclasses bring the gate. In training it works on scaled activations, finished on raw ones"
-    def encode(self, x: Tensor) -> Tensor: # (…, d_in) or (d_in,), any float type -> (…, d_sae)
+    """A sparse autoencoder: eqs 1, 2 and 5; subclasses bring the gate. In training it works on scaled activations,
+    finished on raw ones"""
+
+    def encode(self, x: Tensor) -> Tensor:  # (…, d_in) or (d_in,), any float type -> (…, d_sae)
         "Latent activations, for use; UserError for activations of another width"
         return self.activations(self.pre(self.accept(x)))
 
@@ -215,32 +251,33 @@ class SAE(_Base):
         "Training's gate: latent activations and the weighted sparsity term averaged over the batch"
         raise NotImplementedError
 
-    def activations(self, pre: Tensor) -> Tensor: # (…, d_sae) -> (…, d_sae)
+    def activations(self, pre: Tensor) -> Tensor:  # (…, d_sae) -> (…, d_sae)
         "The gate for use: training's, unless a subclass says otherwise"
         return self.gate(pre)[0]
 
     @property
-    def selection(self) -> Selection|None:
+    def selection(self) -> Selection | None:
         "What is kept when the gate keeps the largest; None when each latent decides for itself"
         return None
 
-    def support_threshold(self) -> Tensor|None: # (d_sae,)
+    def support_threshold(self) -> Tensor | None:  # (d_sae,)
         "Below it a pair has no gradient; None: there is no such line"
         return None
 
-    def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]: # (n_pairs,) -> (n_pairs,), scalar
+    def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]:  # (n_pairs,) -> (n_pairs,), scalar
         "`gate` for a list of pre-activations (see `sparse.Support`): brings the sparse step"
         raise NotImplementedError
 
-    def aux_pairs(self, pre: Tensor, pairs, x: Tensor, decode: Callable) -> Tensor|None: # scalar
+    def aux_pairs(self, pre: Tensor, pairs, x: Tensor, decode: Callable) -> Tensor | None:  # scalar
         "An auxiliary term of the architecture's own, for the sparse step"
         return None
 
-    def loss(self,
-        x: Tensor, # scaled activations, (batch, d_in)
-        warm: float = 1., # the sparsity term's warm-up factor, 0 to 1
-        dead: Tensor|None = None, # which latents count as dead, (d_sae,) bool: AuxK's candidates
-    ) -> dict: # 'loss' and its terms 'mse', 'sparsity', 'aux'; 'l0' and 'fired' (d_sae,) bool are for watching
+    def loss(
+        self,
+        x: Tensor,  # scaled activations, (batch, d_in)
+        warm: float = 1.0,  # the sparsity term's warm-up factor, 0 to 1
+        dead: Tensor | None = None,  # which latents count as dead, (d_sae,) bool: AuxK's candidates
+    ) -> dict:  # 'loss' and its terms 'mse', 'sparsity', 'aux'; 'l0' and 'fired' (d_sae,) bool are for watching
         "Eq. 5, every term by name; the squared error is summed over d_in and averaged over the batch"
         pre, idx = self.pre(x), self.revivable(dead)
         f, penalty = self.gate(pre)
@@ -249,39 +286,43 @@ class SAE(_Base):
         if idx is not None:
             p = pre[:, idx]
             aux = self.aux(err, self.strongest(p) @ self.W_dec[idx] if self.cfg.aux_coef else None, p, idx)
-        t = dict(mse=err.square().sum(-1).mean(), sparsity=warm*penalty, aux=aux)
+        t = dict(mse=err.square().sum(-1).mean(), sparsity=warm * penalty, aux=aux)
         return dict(loss=sum(t.values()), **t, **self.statistics(f))
 
-    def revivable(self, dead: Tensor|None) -> Tensor|None:
+    def revivable(self, dead: Tensor | None) -> Tensor | None:
         "Indices of the dead latents, if there are any and the configuration does something about them"
-        if dead is None or not (self.cfg.aux_coef or self.cfg.dead_coef) or not bool(dead.any()): return None
+        if dead is None or not (self.cfg.aux_coef or self.cfg.dead_coef) or not bool(dead.any()):
+            return None
         return dead.nonzero().squeeze(1)
 
-    def strongest(self, pre: Tensor) -> Tensor: # (batch, n_dead) -> (batch, n_dead)
+    def strongest(self, pre: Tensor) -> Tensor:  # (batch, n_dead) -> (batch, n_dead)
         "What AuxK lets the dead latents say: the `k_aux` largest positive pre-activations of each example"
-        if pre.shape[1] <= self.cfg.k_aux: return pre.relu()
+        if pre.shape[1] <= self.cfg.k_aux:
+            return pre.relu()
         v, i = pre.topk(self.cfg.k_aux, dim=-1)
         return torch.zeros_like(pre).scatter(-1, i, v.relu())
 
-    def aux(self,
-        err: Tensor, # x - x_hat, (batch, d_in)
-        err_hat: Tensor|None, # what the dead latents make of it, (batch, d_in), if `aux_coef` asks for it
-        pre: Tensor, # their pre-activations, (batch, n_dead)
-        idx: Tensor, # which these are, (n_dead,)
+    def aux(
+        self,
+        err: Tensor,  # x - x_hat, (batch, d_in)
+        err_hat: Tensor | None,  # what the dead latents make of it, (batch, d_in), if `aux_coef` asks for it
+        pre: Tensor,  # their pre-activations, (batch, n_dead)
+        idx: Tensor,  # which these are, (n_dead,)
     ) -> Tensor:
         "AuxK (Gao et al. 2024, arXiv 2406.04093): dead latents explain the error that the living leave"
-        if not self.cfg.aux_coef: return err.new_zeros(())
+        if not self.cfg.aux_coef:
+            return err.new_zeros(())
         return self.cfg.aux_coef * (err.detach() - err_hat).square().sum(-1).mean()
 
     @torch.no_grad()
-    def statistics(self, f: Tensor) -> dict: # of latent activations, (batch, d_sae)
+    def statistics(self, f: Tensor) -> dict:  # of latent activations, (batch, d_sae)
         on = f > 0
-        return dict(l0=on.sum()/len(f), fired=on.any(0))
+        return dict(l0=on.sum() / len(f), fired=on.any(0))
 
     def at_step(self, x: Tensor, after_start: bool) -> None:
         "Called before each training step with the batch; for what changes during a run"
 
-    def finish(self, scaler: Scaler|None = None, metadata: dict|None = None) -> 'SAE':
+    def finish(self, scaler: Scaler | None = None, metadata: dict | None = None) -> 'SAE':
         "The trained SAE in raw units, see `finished_copy`"
         return finished_copy(self, scaler, metadata)
 
@@ -289,7 +330,7 @@ class SAE(_Base):
         "A finished SAE in the units of `scaler`, ready to be trained further, see `training_copy`"
         return training_copy(self, scaler)
 
-    def save(self, folder: str|Path) -> None:
+    def save(self, folder: str | Path) -> None:
         "Write a finished SAE to a folder, see `save_sae`"
         save_sae(folder, self)
 
@@ -297,29 +338,45 @@ class SAE(_Base):
 AUXK = 1/32  # α of AuxK: common elsewhere; the paper's value is not known to us
 
 def register(
-    name: str, # such as 'jumprelu'
+    name: str,  # such as 'jumprelu'
     *,
-    label: str, # for tables and figures
-    color: str, # as matplotlib takes it
-    marker: str = 'o', # likewise
-    config: type|None = None, # the class of its settings; None: the parent's
-    setting: str = 'k', # the setting that makes it sparser or denser
-    sparsities: tuple = (16, 32, 64, 128), # values that cover the L0s of interest
-    recipes: dict|None = None, # None: the parent's
-    tuning: dict|None = None, # None: the parent's
-) -> Callable: # a class decorator
+    label: str,  # for tables and figures
+    color: str,  # as matplotlib takes it
+    marker: str = 'o',  # likewise
+    config: type | None = None,  # the class of its settings; None: the parent's
+    setting: str = 'k',  # the setting that makes it sparser or denser
+    sparsities: tuple = (16, 32, 64, 128),  # values that cover the L0s of interest
+    recipes: dict | None = None,  # None: the parent's
+    tuning: dict | None = None,  # None: the parent's
+) -> Callable:  # a class decorator
     "Add a subclass of `SAE` to the register; registering a name again, as one does in a notebook, replaces it"
+
     def decorate(cls: type) -> type:
         parent = next((a for a in reversed(ARCHITECTURES.values()) if issubclass(cls, a.sae)), None)
-        def own(given, key): return given if given is not None else getattr(parent, key) if parent else {}
+
+        def own(given, key):
+            return given if given is not None else getattr(parent, key) if parent else {}
+
         cfg = config or (parent.config if parent else None)
-        if not (isinstance(cls, type) and issubclass(cls, SAE)): raise UserError(f'{name!r}: register a subclass of SAE')
+        if not (isinstance(cls, type) and issubclass(cls, SAE)):
+            raise UserError(f'{name!r}: register a subclass of SAE')
         if cfg is None or setting not in {f.name for f in fields(cfg)}:
             raise UserError(f'architecture {name!r}: its settings have no {setting!r}: give config= and setting=')
-        ARCHITECTURES[name] = Architecture(name, cls, cfg, label, color, marker, setting, tuple(sparsities),
-            own(recipes, 'recipes'), own(tuning, 'tuning'))
+        ARCHITECTURES[name] = Architecture(
+            name,
+            cls,
+            cfg,
+            label,
+            color,
+            marker,
+            setting,
+            tuple(sparsities),
+            own(recipes, 'recipes'),
+            own(tuning, 'tuning'),
+        )
         cls.arch = name
         return cls
+
     return decorate
 
 # %% ../nbs/04_sae.ipynb #665327b9
@@ -357,34 +414,48 @@ class GatedConfig(SAEConfig):
     def __post_init__(self):
         super().__post_init__()
         _at_least_zero(self, 'coef')
+        _yes_or_no(self, 'free_rows')
 
-@register('gated', label='Gated', color=PALETTE['green'], marker='s', config=GatedConfig, setting='coef',
-    sparsities=(.055, .08, .12, .18), tuning=dict(knob='coef', values=(.1, .16)),
-    recipes=dict(short=dict(sae=dict(free_rows=False), train=dict(lr=8e-3, beta1=.9)), paper=dict(train=dict(lr=7e-5))))
+@register(
+    'gated',
+    label='Gated',
+    color=PALETTE['green'],
+    marker='s',
+    config=GatedConfig,
+    setting='coef',
+    sparsities=(0.055, 0.08, 0.12, 0.18),
+    tuning=dict(knob='coef', values=(0.1, 0.16)),
+    recipes=dict(
+        short=dict(sae=dict(free_rows=False), train=dict(lr=8e-3, beta1=0.9)), paper=dict(train=dict(lr=7e-5))
+    ),
+)
 class GatedSAE(SAE):
-    "Gated SAE with tied encoder directions; the RI-L1 penalty on free decoder rows, or L1 on unit rows (`free_rows=False`)"
+    """Gated SAE with tied encoder directions; the RI-L1 penalty on free decoder rows, or L1 on unit rows
+    (`free_rows=False`)"""
+
     def __init__(self, cfg: GatedConfig, seed: int = 0):
         super().__init__(cfg, seed)  # W_enc and b_enc are the gate's
         self.unit_norm = not cfg.free_rows
         self.r_mag, self.b_mag = nn.Parameter(torch.zeros(cfg.d_sae)), nn.Parameter(torch.zeros(cfg.d_sae))
 
     def activations(self, pre: Tensor) -> Tensor:
-        return (pre > 0) * ((pre - self.b_enc)*self.r_mag.exp() + self.b_mag).relu()
+        return (pre > 0) * ((pre - self.b_enc) * self.r_mag.exp() + self.b_mag).relu()
 
-    def loss(self, x: Tensor, warm: float = 1., dead: Tensor|None = None) -> dict:
+    def loss(self, x: Tensor, warm: float = 1.0, dead: Tensor | None = None) -> dict:
         gate = self.pre(x)
         f, g = self.activations(gate), gate.relu()
         aux = (x - g @ self.W_dec.detach() - self.b_dec.detach()).square().sum(-1).mean()
-        penalty = self.cfg.coef*(g @ self.W_dec.norm(dim=1)).mean()
-        t = dict(mse=(x - self.decode(f)).square().sum(-1).mean(), sparsity=warm*penalty, aux=aux)
+        penalty = self.cfg.coef * (g @ self.W_dec.norm(dim=1)).mean()
+        t = dict(mse=(x - self.decode(f)).square().sum(-1).mean(), sparsity=warm * penalty, aux=aux)
         return dict(loss=sum(t.values()), **t, **self.statistics(f))
 
-    def support_threshold(self) -> Tensor: return torch.zeros_like(self.b_enc)
+    def support_threshold(self) -> Tensor:
+        return torch.zeros_like(self.b_enc)
 
     def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]:
         b, r, m = (p.index_select(0, pairs.latent) for p in (self.b_enc, self.r_mag, self.b_mag))
         norms = self.W_dec.norm(dim=1).index_select(0, pairs.latent)
-        return (pre > 0)*((pre - b)*r.exp() + m).relu(), self.cfg.coef*(pre.relu()*norms).sum()/pairs.n_rows
+        return (pre > 0) * ((pre - b) * r.exp() + m).relu(), self.cfg.coef * (pre.relu() * norms).sum() / pairs.n_rows
 
     def aux_pairs(self, pre: Tensor, pairs, x: Tensor, decode: Callable) -> Tensor:
         return (x - decode(pre.relu(), self.W_dec.detach(), self.b_dec.detach())).square().sum(-1).mean()
@@ -412,51 +483,70 @@ class TopKConfig(SAEConfig):
         _at_least_zero(self, 'aux_coef')
         _fits(self, 'k', 'k_aux')
 
-@register('topk', label='TopK', color=PALETTE['orange'], marker='D', config=TopKConfig, tuning=dict(knob='aux_coef', values=(1/32, 1/8)),
-    recipes=dict(short=dict(sae=dict(aux_coef=1/8), train=dict(lr=4e-3, beta1=.9)),
-                 paper=dict(sae=dict(aux_coef=AUXK), train=dict(lr=7e-5))))
+@register(
+    'topk',
+    label='TopK',
+    color=PALETTE['orange'],
+    marker='D',
+    config=TopKConfig,
+    tuning=dict(knob='aux_coef', values=(1 / 32, 1 / 8)),
+    recipes=dict(
+        short=dict(sae=dict(aux_coef=1 / 8), train=dict(lr=4e-3, beta1=0.9)),
+        paper=dict(sae=dict(aux_coef=AUXK), train=dict(lr=7e-5)),
+    ),
+)
 class TopKSAE(SAE):
     "TopK (Gao et al. 2024, arXiv 2406.04093): the k largest pre-activations of each example, where positive"
+
     @property
-    def selection(self) -> Selection: return Selection(self.cfg.k, False)
+    def selection(self) -> Selection:
+        return Selection(self.cfg.k, False)
 
     def gate(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         return keep_largest(pre, self.cfg.k), pre.new_zeros(())
 
-    def support_threshold(self) -> Tensor: return torch.zeros_like(self.b_enc)
+    def support_threshold(self) -> Tensor:
+        return torch.zeros_like(self.b_enc)
 
-    def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]: return pre.relu(), pre.new_zeros(())
+    def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]:
+        return pre.relu(), pre.new_zeros(())
 
 # %% ../nbs/04_sae.ipynb #c04b2240
 @register('batchtopk', label='BatchTopK', color=PALETTE['purple'], marker='^')
 class BatchTopKSAE(TopKSAE):
     "BatchTopK: the k·batch largest pre-activations of a batch in training; one threshold for use"
+
     float32_always = ('threshold',)
 
     def __init__(self, cfg: TopKConfig, seed: int = 0):
         super().__init__(cfg, seed)
-        self.register_buffer('threshold', torch.tensor(0., dtype=torch.float32))
+        self.register_buffer('threshold', torch.tensor(0.0, dtype=torch.float32))
         self.register_buffer('n_seen', torch.tensor(0))
 
     @property
-    def selection(self) -> Selection: return Selection(self.cfg.k, True)
+    def selection(self) -> Selection:
+        return Selection(self.cfg.k, True)
 
     def gate(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         f = keep_largest(pre, self.cfg.k, joint=True)
-        if self.training: self.update_threshold(f)
+        if self.training:
+            self.update_threshold(f)
         return f, pre.new_zeros(())
 
     def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]:
-        if self.training: self.update_threshold(pre)
+        if self.training:
+            self.update_threshold(pre)
         return pre.relu(), pre.new_zeros(())
 
     @torch.no_grad()
     def update_threshold(self, v: Tensor, decay: float = 0.9) -> None:
-        "Move the inference threshold towards the smallest positive activation that survived: a memory of some ten batches"
-        if not v.numel(): return # the sparse step may find nobody
+        """Move the inference threshold towards the smallest positive activation that survived: a memory of some ten
+        batches"""
+        if not v.numel():
+            return  # the sparse step may find nobody
         low = torch.where(v > 0, v, torch.inf).min().float()
         if torch.isfinite(low):
-            self.threshold.copy_(low if self.n_seen == 0 else decay*self.threshold + (1-decay)*low)
+            self.threshold.copy_(low if self.n_seen == 0 else decay * self.threshold + (1 - decay) * low)
             self.n_seen += 1
 
     def activations(self, pre: Tensor) -> Tensor:
@@ -465,9 +555,10 @@ class BatchTopKSAE(TopKSAE):
 # %% ../nbs/04_sae.ipynb #0ece3d4e
 class JumpReLUKDE(torch.autograd.Function):
     "Eq. 15: as eq. 11, with the slope of a parabolic loss taken half-way between off and on"
+
     @staticmethod
     def forward(ctx, pre, theta, bandwidth, kernel, curvature):
-        f = pre*(pre > theta)
+        f = pre * (pre > theta)
         ctx.save_for_backward(pre, theta, f)
         ctx.rest = bandwidth, kernel, curvature
         return f
@@ -476,8 +567,14 @@ class JumpReLUKDE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g):
         (pre, theta, f), (bandwidth, kernel, curvature) = ctx.saved_tensors, ctx.rest
-        half = g - curvature*(f - theta/2)
-        return g*(pre > theta), -(_window(pre, theta, bandwidth, kernel)*half).mul_(theta).div_(bandwidth), None, None, None
+        half = g - curvature * (f - theta / 2)
+        return (
+            g * (pre > theta),
+            -(_window(pre, theta, bandwidth, kernel) * half).mul_(theta).div_(bandwidth),
+            None,
+            None,
+            None,
+        )
 
 def jumprelu_kde(
     pre: Tensor, # pre-activations of pairs, (n,)
@@ -493,24 +590,28 @@ def jumprelu_kde(
 @dataclass
 class JumpReLUConfig(SAEConfig):
     "Settings of a JumpReLU SAE"
-    coef: float = 6e-4 # λ, the sparsity coefficient, for E‖x‖² = 1
-    target_l0: float|None = None # aim the penalty at this L0 instead of charging λ a latent (departure)
-    start: str|None = None # until `end_start`, keep the target_l0 largest as 'topk' or 'batchtopk' does (departure)
-    per_example: bool = False # ask target_l0 of every example, and not of the batch's mean
-    penalty: str = 'l0' # what is charged: 'l0' (eq 9), 'l1' or 'tanh' of the latent activations
-    estimator: str = 'ste' # of the gradient to θ: 'ste' (eqs 11, 12), 'kde' (eq 15), or 'input': the STE let into π as well
-    bandwidth: float = 0.001 # ε, the full width of the STE's window, in units of π
-    kernel: str = 'rectangle' # K of the STE: rectangle, triangle, epanechnikov or gaussian
-    theta_init: float = 0.001 # initial threshold
-    log_threshold: bool = True # train log θ (the paper) or θ itself
-    aux_coef: float = 0. # α of AuxK
-    k_aux: int = 512 # how many dead latents AuxK may use
-    dead_coef: float = 0. # weight of the pre-activation loss of dead latents (departure)
+
+    coef: float = 6e-4  # λ, the sparsity coefficient, for E‖x‖² = 1
+    target_l0: float | None = None  # aim the penalty at this L0 instead of charging λ a latent (departure)
+    start: str | None = None  # until `end_start`, keep the target_l0 largest as 'topk' or 'batchtopk' does (departure)
+    per_example: bool = False  # ask target_l0 of every example, and not of the batch's mean
+    penalty: str = 'l0'  # what is charged: 'l0' (eq 9), 'l1' or 'tanh' of the latent activations
+    estimator: str = (
+        'ste'  # of the gradient to θ: 'ste' (eqs 11, 12), 'kde' (eq 15), or 'input': the STE let into π as well
+    )
+    bandwidth: float = 0.001  # ε, the full width of the STE's window, in units of π
+    kernel: str = 'rectangle'  # K of the STE: rectangle, triangle, epanechnikov or gaussian
+    theta_init: float = 0.001  # initial threshold
+    log_threshold: bool = True  # train log θ (the paper) or θ itself
+    aux_coef: float = 0.0  # α of AuxK
+    k_aux: int = 512  # how many dead latents AuxK may use
+    dead_coef: float = 0.0  # weight of the pre-activation loss of dead latents (departure)
 
     def __post_init__(self):
         super().__post_init__()
         _at_least_zero(self, 'coef', 'aux_coef', 'dead_coef')
         _above_zero(self, 'bandwidth', 'theta_init')
+        _yes_or_no(self, 'per_example', 'log_threshold')
         _want(is_whole(self.k_aux) and self.k_aux >= 1, f'k_aux={self.k_aux!r}: want a whole number, at least 1')
         for name, known in (('penalty', PENALTIES), ('estimator', ('ste', 'kde', 'input')), ('kernel', KERNELS)):
             v = getattr(self, name)
@@ -520,42 +621,63 @@ class JumpReLUConfig(SAEConfig):
             _want(self.start is None, f'start={self.start!r} needs a target_l0')
             return
         _above_zero(self, 'target_l0')
-        _want(self.target_l0 <= self.d_sae, f'target_l0={self.target_l0} is above d_sae={self.d_sae}: lower it or widen the SAE')
-        _want(self.start is None or self.target_l0 >= 1, f'target_l0={self.target_l0} with start={self.start!r}: want at least 1')
+        _want(
+            self.target_l0 <= self.d_sae,
+            f'target_l0={self.target_l0} is above d_sae={self.d_sae}: lower it or widen the SAE',
+        )
+        _want(
+            self.start is None or self.target_l0 >= 1,
+            f'target_l0={self.target_l0} with start={self.start!r}: want at least 1',
+        )
 
 PENALTIES = dict( # (latent activations, the step of eq 12) -> what is charged
     l0=lambda f, step: step, l1=lambda f, step: f, tanh=lambda f, step: (4*f).tanh())
 
-@register('jumprelu', label='JumpReLU', color=PALETTE['blue'], marker='o', config=JumpReLUConfig, setting='target_l0',
-    tuning=dict(knob='bandwidth', values=(.05, .1)), recipes=dict(
-        short=dict(sae=dict(start='topk', coef=10., bandwidth=.05, aux_coef=AUXK, dead_coef=.01),
-                   train=dict(lr=4e-3, beta1=.9, lr_decay=.5, threshold_lr=1e-2, start=.5)),
-        paper=dict(setting='coef', sae=dict(bandwidth=0.001, theta_init=0.001), train=dict(lr=7e-5))))
+@register(
+    'jumprelu',
+    label='JumpReLU',
+    color=PALETTE['blue'],
+    marker='o',
+    config=JumpReLUConfig,
+    setting='target_l0',
+    tuning=dict(knob='bandwidth', values=(0.05, 0.1)),
+    recipes=dict(
+        short=dict(
+            sae=dict(start='topk', coef=10.0, bandwidth=0.05, aux_coef=AUXK, dead_coef=0.01),
+            train=dict(lr=4e-3, beta1=0.9, lr_decay=0.5, threshold_lr=1e-2, start=0.5),
+        ),
+        paper=dict(setting='coef', sae=dict(bandwidth=0.001, theta_init=0.001), train=dict(lr=7e-5)),
+    ),
+)
 class JumpReLUSAE(SAE):
     "JumpReLU, eqs 8 and 9, trained through the straight-through estimators of `ste` on raw pre-activations"
+
     float32_always = ('theta_param',)
 
     def __init__(self, cfg: JumpReLUConfig, seed: int = 0):
         super().__init__(cfg, seed)
         theta = torch.full((cfg.d_sae,), float(cfg.theta_init))
         self.theta_param = nn.Parameter(theta.log() if cfg.log_threshold else theta)
-        if cfg.start: self.register_buffer('in_selection_phase', torch.tensor(True))
+        if cfg.start:
+            self.register_buffer('in_selection_phase', torch.tensor(True))
 
     @property
-    def selection(self) -> Selection|None:
-        if not (self.cfg.start and self.in_selection_phase): return None
+    def selection(self) -> Selection | None:
+        if not (self.cfg.start and self.in_selection_phase):
+            return None
         return Selection(round(self.cfg.target_l0), self.cfg.start == 'batchtopk')
 
     @property
-    def threshold(self) -> Tensor: # (d_sae,) float32, positive
+    def threshold(self) -> Tensor:  # (d_sae,) float32, positive
         return self.theta_param.exp() if self.cfg.log_threshold else self.theta_param
 
     @torch.no_grad()
-    def set_threshold(self, theta: Tensor) -> None: # (d_sae,), positive where log θ is trained
+    def set_threshold(self, theta: Tensor) -> None:  # (d_sae,), positive where log θ is trained
         self.theta_param.copy_(theta.log() if self.cfg.log_threshold else theta)
 
     def gate(self, pre: Tensor) -> tuple[Tensor, Tensor]:
-        if self.selection: return keep_largest(pre, *self.selection), pre.new_zeros(())
+        if self.selection:
+            return keep_largest(pre, *self.selection), pre.new_zeros(())
         if self.cfg.penalty == 'l0' and self.cfg.estimator == 'ste':
             f, size = jumprelu_and_l0(pre, self.threshold, self.cfg.bandwidth, KERNELS[self.cfg.kernel])
         else:
@@ -563,71 +685,85 @@ class JumpReLUSAE(SAE):
             f, size = f.view_as(pre), size.view_as(pre).sum(-1, dtype=torch.promote_types(size.dtype, torch.float32))
         return f, self.penalty(size)
 
-    def activate_pairs(self,
-        pre: Tensor, # pre-activations of any pairs (example, latent), (n,)
-        theta: Tensor, # the thresholds of their latents, (n,)
-        batch: int, # examples
-    ) -> tuple[Tensor, Tensor]: # latent activations, and what the penalty counts, (n,) each
+    def activate_pairs(
+        self,
+        pre: Tensor,  # pre-activations of any pairs (example, latent), (n,)
+        theta: Tensor,  # the thresholds of their latents, (n,)
+        batch: int,  # examples
+    ) -> tuple[Tensor, Tensor]:  # latent activations, and what the penalty counts, (n,) each
         "One pair at a time, by any estimator and penalty"
         c, K = self.cfg, KERNELS[self.cfg.kernel]
-        if c.estimator == 'input': theta = theta + (pre.detach() - pre)  # the step depends on π − θ: what θ hears, π hears with the other sign
-        if c.estimator == 'kde': f = jumprelu_kde(pre, theta, c.bandwidth, K, 2/batch)
-        else: f = jumprelu_ste(pre, theta, c.bandwidth, K)
+        if c.estimator == 'input':
+            theta = theta + (pre.detach() - pre)  # the step depends on π − θ: what θ hears, π hears with the other sign
+        if c.estimator == 'kde':
+            f = jumprelu_kde(pre, theta, c.bandwidth, K, 2 / batch)
+        else:
+            f = jumprelu_ste(pre, theta, c.bandwidth, K)
         step = step_ste(pre, theta, c.bandwidth, K) if c.penalty == 'l0' else None
         return f, PENALTIES[c.penalty](f, step)
 
-    def penalty(self, size: Tensor) -> Tensor: # what the penalty counts, (batch,) -> scalar
+    def penalty(self, size: Tensor) -> Tensor:  # what the penalty counts, (batch,) -> scalar
         "Eq. 9's sparsity term, or the squared distance of L0 from its target"
         c = self.cfg
-        if c.target_l0 is None: return c.coef*size.mean()
-        return c.coef*((size if c.per_example else size.mean())/c.target_l0 - 1).square().mean()
+        if c.target_l0 is None:
+            return c.coef * size.mean()
+        return c.coef * ((size if c.per_example else size.mean()) / c.target_l0 - 1).square().mean()
 
-    def support_threshold(self) -> Tensor|None:
+    def support_threshold(self) -> Tensor | None:
         "The lower end of the window; None for a kernel that never ends"
         half = KERNELS[self.cfg.kernel].half_width
-        return None if math.isinf(half) else self.threshold.detach() - self.cfg.bandwidth*half
+        return None if math.isinf(half) else self.threshold.detach() - self.cfg.bandwidth * half
 
     def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]:
-        if self.selection: return pre.relu(), pre.new_zeros(())
+        if self.selection:
+            return pre.relu(), pre.new_zeros(())
         f, size = self.activate_pairs(pre, self.threshold.index_select(0, pairs.latent), pairs.n_rows)
         return f, self.penalty(pairs.row_sums(size))
 
-    def aux(self, err: Tensor, err_hat: Tensor|None, pre: Tensor, idx: Tensor) -> Tensor:
+    def aux(self, err: Tensor, err_hat: Tensor | None, pre: Tensor, idx: Tensor) -> Tensor:
         "AuxK, and the pre-activation loss that lifts dead latents towards their thresholds"
-        lift = 0.
-        if self.cfg.dead_coef and not self.selection: lift = (self.threshold.detach()[idx] - pre).relu().sum(-1).mean()
-        return super().aux(err, err_hat, pre, idx) + self.cfg.dead_coef*lift
+        lift = 0.0
+        if self.cfg.dead_coef and not self.selection:
+            lift = (self.threshold.detach()[idx] - pre).relu().sum(-1).mean()
+        return super().aux(err, err_hat, pre, idx) + self.cfg.dead_coef * lift
 
     def activations(self, pre: Tensor) -> Tensor:
-        if self.selection: return self.gate(pre)[0]
+        if self.selection:
+            return self.gate(pre)[0]
         return jumprelu_ste(pre, self.threshold, self.cfg.bandwidth)
 
     @torch.no_grad()
-    def init_thresholds(self,
-        x: Tensor, # scaled activations, (n, d_in)
-        l0: float, # wanted L0 at the start
+    def init_thresholds(
+        self,
+        x: Tensor,  # scaled activations, (n, d_in)
+        l0: float,  # wanted L0 at the start
     ) -> None:
-        "Start each threshold at the quantile of its pre-activations above which it fires with frequency l0/d_sae (departure)"
+        """Start each threshold at the quantile of its pre-activations above which it fires with frequency l0/d_sae
+        (departure)"""
         pre, n_on = self.pre(x), max(1, round(len(x) * l0 / self.cfg.d_sae))
         self.set_threshold(pre.topk(n_on + 1, dim=0).values[-1].float().clamp_min(1e-4))
 
     @torch.no_grad()
-    def end_start(self,
-        x: Tensor, # scaled activations, (n, d_in): a batch is enough
+    def end_start(
+        self,
+        x: Tensor,  # scaled activations, (n, d_in): a batch is enough
     ) -> None:
-        "From now on thresholds decide: one for all, at the smallest pre-activation that BatchTopK would keep (departure)"
+        """From now on thresholds decide: one for all, at the smallest pre-activation that BatchTopK would keep
+        (departure)"""
         p = self.pre(x).flatten()
-        theta = p.topk(max(1, round(len(x)*self.cfg.target_l0))).values.min().float().clamp_min(1e-4)
+        theta = p.topk(max(1, round(len(x) * self.cfg.target_l0))).values.min().float().clamp_min(1e-4)
         self.set_threshold(theta.expand(self.cfg.d_sae))
         self.in_selection_phase.fill_(False)
 
     def at_step(self, x: Tensor, after_start: bool) -> None:
-        if self.selection and after_start: self.end_start(x)
+        if self.selection and after_start:
+            self.end_start(x)
 
     @torch.no_grad()
     def after_step(self) -> None:
         super().after_step()
-        if not self.cfg.log_threshold: self.theta_param.clamp_min_(1e-6)
+        if not self.cfg.log_threshold:
+            self.theta_param.clamp_min_(1e-6)
 
 # %% ../nbs/04_sae.ipynb #5a830ce8
 def make_sae(
@@ -638,56 +774,88 @@ def make_sae(
     return architecture(cfg.arch).sae(cfg, seed)
 
 # %% ../nbs/04_sae.ipynb #6d597175
-def _own(sae: SAE, c: float, shift: Tensor, rows: Tensor) -> dict: # tensors of the folded SAE beside the four shared ones
+def _own(
+    sae: SAE, c: float, shift: Tensor, rows: Tensor
+) -> dict:  # tensors of the folded SAE beside the four shared ones
     "What each kind of gate has of its own: thresholds grow with the unit, Gated's magnitudes see the shift, too"
     t = {}
     if isinstance(sae, GatedSAE):
         r = sae.r_mag.double() + rows.log()
-        t = dict(r_mag=r, b_mag=c*rows*sae.b_mag.double() - shift*r.exp())
-    if isinstance(sae, JumpReLUSAE): t = dict(theta_param=c*sae.threshold.double())
-    if isinstance(sae, BatchTopKSAE): t = dict(threshold=c*sae.threshold.double(), n_seen=sae.n_seen)
+        t = dict(r_mag=r, b_mag=c * rows * sae.b_mag.double() - shift * r.exp())
+    if isinstance(sae, JumpReLUSAE):
+        t = dict(theta_param=c * sae.threshold.double())
+    if isinstance(sae, BatchTopKSAE):
+        t = dict(threshold=c * sae.threshold.double(), n_seen=sae.n_seen)
     return t
 
 @torch.no_grad()
 def folded(
-    sae: SAE, # any
-    scaler: Scaler, # x = (x_new - mean)/scale is what `sae` takes
-) -> SAE: # takes x_new; float32, in eval mode
+    sae: SAE,  # any
+    scaler: Scaler,  # x = (x_new - mean)/scale is what `sae` takes
+) -> SAE:  # takes x_new; float32, in eval mode
     "The same SAE in another unit, exactly; computed in float64. UserError for an architecture that this does not fit"
-    if sae.selection and isinstance(sae, JumpReLUSAE): raise UserError('this SAE is still in its selection phase: it has no thresholds yet, train it to the end')
+    if sae.selection and isinstance(sae, JumpReLUSAE):
+        raise UserError('this SAE is still in its selection phase: it has no thresholds yet, train it to the end')
+    if isinstance(sae, BatchTopKSAE) and not sae.n_seen:
+        raise UserError('this SAE has seen no batch in training mode, so it has no threshold yet: train it first')
     plain = dict(pre_bias=False) | own_settings(sae.cfg.arch, dict(log_threshold=False, start=None, free_rows=False))
     new = type(sae)(SAEConfig(**(asdict(sae.cfg) | plain)), sae.seed)
     c, mean, W, b_dec = scaler.scale, scaler.mean.double().to(sae.W_enc.device), sae.W_enc.double(), sae.b_dec.double()
-    shift = (mean + c*b_dec if sae.cfg.pre_bias else mean) @ W
+    shift = (mean + c * b_dec if sae.cfg.pre_bias else mean) @ W
     rows = torch.ones_like(shift)
-    if isinstance(sae, GatedSAE) and not sae.unit_norm: rows = sae.W_dec.double().norm(dim=1).clamp_min(1e-12)
-    t = dict(W_enc=W, W_dec=sae.W_dec.double()/rows[:, None], b_enc=c*sae.b_enc.double() - shift, b_dec=c*b_dec + mean)
+    if isinstance(sae, GatedSAE) and not sae.unit_norm:
+        rows = sae.W_dec.double().norm(dim=1).clamp_min(1e-12)
+    t = dict(
+        W_enc=W, W_dec=sae.W_dec.double() / rows[:, None], b_enc=c * sae.b_enc.double() - shift, b_dec=c * b_dec + mean
+    )
     t |= _own(sae, c, shift, rows)
     unknown = set(new.state_dict()) - set(t)
-    if unknown: raise UserError(f"{type(sae).__name__} has tensors that are not known to fold ({', '.join(sorted(unknown))}): give it a finish() of its own")
+    if unknown:
+        raise UserError(
+            f"{type(sae).__name__} has tensors that are not known to fold ({', '.join(sorted(unknown))}): give it a"
+            " finish() of its own"
+        )
     new.load_state_dict({k: v.to(new.state_dict()[k].dtype) for k, v in t.items()})
     _check_folding(sae, new.to(sae.W_enc.device), scaler)
     return new.eval()
 
 def _check_folding(sae: SAE, new: SAE, scaler: Scaler, n: int = 64) -> None:
     "Reconstructions of a few activations by both; UserError when a gate does not scale with its input"
-    if type(sae) in (ReLUSAE, GatedSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE): return # proved by the tests of this notebook
-    x = torch.randn(n, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).to(sae.W_enc.device)*sae.cfg.d_in**-.5
+    if type(sae) in (ReLUSAE, GatedSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE):
+        return  # proved by the tests of this notebook
+    x = (
+        torch.randn(n, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).to(sae.W_enc.device)
+        * sae.cfg.d_in**-0.5
+    )
     was, mode = copy.deepcopy(sae).double().eval(), scaler.inverse(x)
-    want, got = was.decode(was.encode(x)), (new.decode(new.encode(mode)) - scaler.mean.to(x.device))/scaler.scale
-    far = (want - got).norm(dim=1)/want.norm(dim=1).clamp_min(1e-6)
-    if float(far.median()) > 1e-3: raise UserError(f'{type(sae).__name__}: its latents do not grow with its input, so no scale can be folded into it: give it a finish() of its own')
+    want, got = was.decode(was.encode(x)), (new.decode(new.encode(mode)) - scaler.mean.to(x.device)) / scaler.scale
+    far = (want - got).norm(dim=1) / want.norm(dim=1).clamp_min(1e-6)
+    if float(far.median()) > 1e-3:
+        raise UserError(
+            f'{type(sae).__name__}: its latents do not grow with its input, so no scale can be folded into it: give it'
+            ' a finish() of its own'
+        )
 
 def finished_copy(
-    sae: SAE, # in training
-    scaler: Scaler|None = None, # the scale it was trained in; None: raw activations
-    metadata: dict|None = None, # what makes its numbers right: model, site, corpus, … (see `activations.Activations.metadata`)
-) -> SAE: # in eval mode: raw activations in, latents out, unit decoder rows
+    sae: SAE,  # in training
+    scaler: Scaler | None = None,  # the scale it was trained in; None: raw activations
+    metadata: (
+        dict | None
+    ) = None,  # what makes its numbers right: model, site, corpus, … (see `activations.Activations.metadata`)
+) -> SAE:  # in eval mode: raw activations in, latents out, unit decoder rows
     "A trained SAE in raw units, with all that one needs to know of it in `metadata`"
-    if sae.finished: raise UserError('this SAE is finished already')
-    scaler = scaler or Scaler(torch.zeros(sae.cfg.d_in), 1.)
+    if sae.finished:
+        raise UserError('this SAE is finished already')
+    scaler = scaler or Scaler(torch.zeros(sae.cfg.d_in), 1.0)
     new, given = folded(sae, scaler), copy.deepcopy(metadata or {})
-    ours = dict(format=2, arch=sae.cfg.arch, config=asdict(sae.cfg), seed=sae.seed, scale=scaler.scale, mean=scaler.mean.tolist())
+    ours = dict(
+        format=2,
+        arch=sae.cfg.arch,
+        config=asdict(sae.cfg),
+        seed=sae.seed,
+        scale=scaler.scale,
+        mean=scaler.mean.tolist(),
+    )
     ours |= dict(dtype=str(sae.W_enc.dtype).removeprefix('torch.'), versions=versions()) | given.pop('jumprelu_sae', {})
     new.metadata, new.finished = given | dict(jumprelu_sae=ours), True
     return new.requires_grad_(False)
@@ -701,43 +869,64 @@ def training_copy(
     return folded(sae, Scaler(-scaler.mean/scaler.scale, 1/scaler.scale)).train()
 
 # %% ../nbs/04_sae.ipynb #5641fab2
-def for_saelens(sae: SAE) -> tuple[str, dict, dict]: # SAELens' name of the architecture; tensors; further settings
+def for_saelens(sae: SAE) -> tuple[str, dict, dict]:  # SAELens' name of the architecture; tensors; further settings
     "Which of SAELens' gates this is when it is used, as `sae_lens` 6.54.12 names and shapes it"
     t = {k: getattr(sae, k).detach() for k in ('W_enc', 'b_enc', 'W_dec', 'b_dec')}
-    if isinstance(sae, GatedSAE): return 'gated', t | dict(b_gate=t.pop('b_enc'), b_mag=sae.b_mag.detach(), r_mag=sae.r_mag.detach()), {}
+    if isinstance(sae, GatedSAE):
+        return 'gated', t | dict(b_gate=t.pop('b_enc'), b_mag=sae.b_mag.detach(), r_mag=sae.r_mag.detach()), {}
     if isinstance(sae, (BatchTopKSAE, JumpReLUSAE)):
         return 'jumprelu', t | dict(threshold=sae.threshold.detach().expand(sae.cfg.d_sae)), {}
-    if isinstance(sae, TopKSAE): return 'topk', t, dict(k=sae.cfg.k, rescale_acts_by_decoder_norm=False)
+    if isinstance(sae, TopKSAE):
+        return 'topk', t, dict(k=sae.cfg.k, rescale_acts_by_decoder_norm=False)
     return 'standard', t, {}
 
 SAELENS = dict(standard='relu', gated='gated', topk='topk', jumprelu='jumprelu') # its architecture -> ours
 
 def save_sae(
-    folder: str|Path, # where; made if needed
-    sae: SAE, # finished
+    folder: str | Path,  # where; made if needed
+    sae: SAE,  # finished
 ) -> None:
     "Write a finished SAE: each file is written aside and renamed, `cfg.json` with the weights' checksum last"
-    if not sae.finished: raise UserError('only a finished SAE can be saved: call finish(scaler, metadata) first; Trainer keeps unfinished ones')
+    if not sae.finished:
+        raise UserError(
+            'only a finished SAE can be saved: call finish(scaler, metadata) first; Trainer keeps unfinished ones'
+        )
     name, tensors, more = for_saelens(sae)
     folder, meta = Path(folder), copy.deepcopy(sae.metadata)
-    meta['jumprelu_sae'] |= dict(sha256=save_tensors(folder/'sae_weights.safetensors', {k: v.float() for k, v in tensors.items()}))
-    cfg = dict(architecture=name, d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, dtype='float32', device='cpu', apply_b_dec_to_input=False,
-        normalize_activations='none', reshape_activations='none', metadata=dict(sae_lens_version='6.0.0') | meta)
-    write_json(folder/'cfg.json', cfg | more)
+    meta['jumprelu_sae'] |= dict(
+        sha256=save_tensors(folder / 'sae_weights.safetensors', {k: v.float() for k, v in tensors.items()})
+    )
+    cfg = dict(
+        architecture=name,
+        d_in=sae.cfg.d_in,
+        d_sae=sae.cfg.d_sae,
+        dtype='float32',
+        device='cpu',
+        apply_b_dec_to_input=False,
+        normalize_activations='none',
+        reshape_activations='none',
+        metadata=dict(sae_lens_version='6.0.0') | meta,
+    )
+    write_json(folder / 'cfg.json', cfg | more)
 
 # %% ../nbs/04_sae.ipynb #d56aa9ed
-def _read_weights(path: Path, want: dict, sha: str|None) -> dict: # name -> float32 tensor
+def _read_weights(path: Path, want: dict, sha: str | None) -> dict:  # name -> float32 tensor
     "The tensors of a file whose names and shapes are as wanted; compared before anything is read"
     try:
-        with safe_open(path, 'pt') as f: got = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
-    except (SafetensorError, OSError) as e: raise UserError(f'{path} is missing or damaged ({e}): fetch or make it again') from None
+        with safe_open(path, 'pt') as f:
+            got = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+    except (SafetensorError, OSError) as e:
+        raise UserError(f'{path} is missing or damaged ({e}): fetch or make it again') from None
     if got != want:
         wrong = [k for k in {**want, **got} if got.get(k) != want.get(k)]
         say = '; '.join(f'{k} {want.get(k, "not")} wanted, {got.get(k, "not")} found' for k in sorted(wrong))
         raise UserError(f'{path} holds tensors of another shape or name: {say}')
     t, _ = load_tensors(path, sha)
     for k, v in t.items():
-        if v.is_floating_point() and not torch.isfinite(v).all(): raise UserError(f'{path}: {k} holds NaN or infinity: it cannot be used')
+        if not v.is_floating_point():
+            raise UserError(f'{path}: {k} is of type {v.dtype}, want a floating-point type')
+        if not torch.isfinite(v).all():
+            raise UserError(f'{path}: {k} holds NaN or infinity: it cannot be used')
     return t
 
 def _shapes(sae: SAE) -> dict: return {k: tuple(v.shape) for k, v in sae.state_dict().items()}
@@ -752,17 +941,31 @@ def _from_saelens(sae: SAE, t: dict, pre_bias: bool = False) -> None:
     if 'threshold' in t: t |= dict(threshold=t['threshold'][0], n_seen=torch.tensor(1))
     sae.load_state_dict({k: v.to(sae.state_dict()[k].dtype) for k, v in t.items()})
 
-def _own_config(ours: dict, cfg: dict, name: str) -> SAEConfig:
-    "The settings of a finished SAE; of an architecture that is not registered here, those of the gate that SAELens sees"
-    arch = ours.get('arch')
-    if arch in ARCHITECTURES and for_saelens_name(architecture(arch).sae) == name:
+def _own_config(ours: dict, cfg: dict, name: str, where: Path) -> SAEConfig:
+    """The settings of a finished SAE; of an architecture that is not registered here, those of the gate that SAELens
+    sees"""
+    arch, given = ours.get('arch'), ours.get('config')
+    sizes = dict(d_in=cfg['d_in'], d_sae=cfg['d_sae'])
+    if ours and not (isinstance(arch, str) and isinstance(given, dict)):
+        raise UserError(
+            f'{where}: its metadata do not say which architecture and settings it has: fetch or make it again'
+        )
+    if arch in ARCHITECTURES:
+        known = for_saelens_name(architecture(arch).sae)
+        if known != name:
+            raise UserError(f'{where}: architecture {name!r}, but its metadata say {arch!r}, which is {known!r}')
+        for k in ('d_in', 'd_sae', *(('k',) if name == 'topk' else ())):
+            if given.get(k) != cfg.get(k):
+                raise UserError(f'{where}: {k} is {cfg.get(k)!r}, but its metadata say {given.get(k)!r}')
         plain = dict(pre_bias=False) | own_settings(arch, dict(log_threshold=False, start=None, free_rows=False))
-        given = ours.get('config', {})
-        return SAEConfig(**(own_settings(arch, given if isinstance(given, dict) else {}) | plain | dict(arch=arch, d_in=cfg['d_in'], d_sae=cfg['d_sae'])))
-    arch = SAELENS[name]
-    if ours: log.warning("the architecture %r is not registered here: it is used as the %s it is at inference", ours.get('arch'), name)
-    plain = dict(log_threshold=False, free_rows=False) | (dict(k=cfg.get('k', 100)) if name == 'topk' else {})
-    return SAEConfig(arch, cfg['d_in'], cfg['d_sae'], **own_settings(arch, plain))
+        return SAEConfig(**(own_settings(arch, given) | plain | dict(arch=arch) | sizes))
+    if ours:
+        log.warning('the architecture %r is not registered here: it is used as the %s it is at inference', arch, name)
+    plain = dict(log_threshold=False, free_rows=False)
+    if name == 'topk':
+        plain |= dict(k=cfg.get('k', 100))
+    return SAEConfig(SAELENS[name], **sizes, **own_settings(SAELENS[name], plain))
+
 
 def for_saelens_name(cls: type) -> str: # SAELens' name of an architecture
     for parent, name in ((GatedSAE, 'gated'), (BatchTopKSAE, 'jumprelu'), (JumpReLUSAE, 'jumprelu'), (TopKSAE, 'topk')):
@@ -770,58 +973,87 @@ def for_saelens_name(cls: type) -> str: # SAELens' name of an architecture
     return 'standard'
 
 # %% ../nbs/04_sae.ipynb #53f5c479
+def sae_folder(
+    folder: str | Path,  # of a saved SAE
+) -> Path:
+    "UserError for what cannot be the path of a folder, or is none"
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise UserError(f'{folder!r} is no folder: give the path of a saved SAE')
+    try:
+        there = Path(folder).is_dir()
+    except (OSError, ValueError):
+        there = False
+    name = str(folder) if len(str(folder)) < 200 else f'{str(folder)[:200]}…'
+    if not there:
+        raise UserError(f'{name} holds no SAE (there is no such folder): give the folder that sae.save wrote')
+    return Path(folder)
+
 def read_sae_config(
-    folder: str|Path, # of a saved SAE
-) -> dict: # what `cfg.json` says, checked: architecture, sizes, flags
+    folder: str | Path,  # of a saved SAE
+) -> dict:  # what `cfg.json` says, checked: architecture, sizes, flags
     "Read what an SAE folder says of itself, without its weights; UserError for a foreign or damaged one"
-    path = Path(folder)/'cfg.json'
+    path = sae_folder(folder) / 'cfg.json'
     if not path.is_file():
         raise UserError(f'{folder} holds no SAE (no cfg.json or sae.json): give the folder that sae.save wrote')
     cfg = read_json(path)
-    if not isinstance(cfg, dict) or cfg.get('architecture') not in SAELENS:
+    if not isinstance(cfg, dict) or not (isinstance(cfg.get('architecture'), str) and cfg['architecture'] in SAELENS):
         said = cfg.get('architecture') if isinstance(cfg, dict) else None
-        raise UserError(f"{path}: architecture {said!r} is not one that can be read ({', '.join(SAELENS)}): give another folder")
+        raise UserError(
+            f"{path}: architecture {said!r} is not one that can be read ({', '.join(SAELENS)}): give another folder"
+        )
     for k in ('d_in', 'd_sae'):
-        if not (is_whole(cfg.get(k)) and 0 < cfg[k] < 2**31): raise UserError(f'{path}: {k} is {cfg.get(k)!r}, want a whole number above 0')
+        if not (is_whole(cfg.get(k)) and 0 < cfg[k] < 2**31):
+            raise UserError(f'{path}: {k} is {cfg.get(k)!r}, want a whole number above 0')
     for k, plain in (('normalize_activations', 'none'), ('reshape_activations', 'none')):
-        if cfg.get(k) not in (plain, None): raise UserError(f'{path}: {k} is {cfg[k]!r}, and only {plain!r} can be read: fold it before saving')
-    if cfg.get('rescale_acts_by_decoder_norm'): raise UserError(f'{path}: rescale_acts_by_decoder_norm is set, and cannot be read: fold it before saving')
-    if not isinstance(cfg.get('metadata') or {}, dict): raise UserError(f'{path}: metadata is no object')
+        if cfg.get(k) not in (plain, None):
+            raise UserError(f'{path}: {k} is {cfg[k]!r}, and only {plain!r} can be read: fold it before saving')
+    if cfg.get('rescale_acts_by_decoder_norm'):
+        raise UserError(f'{path}: rescale_acts_by_decoder_norm is set, and cannot be read: fold it before saving')
+    if not isinstance(cfg.get('metadata') or {}, dict):
+        raise UserError(f'{path}: metadata is no object')
     return cfg
 
 def load_sae(
-    folder: str|Path, # what `SAE.save` wrote, a folder of SAELens' layout, or of our earlier format
-    device: str = 'cpu', # where to put it
-) -> SAE: # finished: raw activations in, latents out; in eval mode
-    "Load an SAE; UserError for a missing, altered or foreign file, or tensors of other shapes. Runs no code from the folder"
-    folder = Path(folder)
-    if (folder/'sae.json').is_file() and not (folder/'cfg.json').exists(): return _load_earlier(folder).to(device)
+    folder: str | Path,  # what `SAE.save` wrote, a folder of SAELens' layout, or of our earlier format
+    device: str = 'cpu',  # where to put it
+) -> SAE:  # finished: raw activations in, latents out; in eval mode
+    """Load an SAE; UserError for a missing, altered or foreign file, or tensors of other shapes. Runs no code from
+    the folder"""
+    folder, device = sae_folder(folder), check_device(device)
+    if (folder / 'sae.json').is_file() and not (folder / 'cfg.json').exists():
+        return _load_earlier(folder).to(device)
     cfg = read_sae_config(folder)
     meta = dict(cfg.get('metadata') or {})
     ours = meta.get('jumprelu_sae') or {}
     if not isinstance(ours, dict) or ours and ours.get('format') != 2:
         raise UserError(f'{folder}/cfg.json is of another format: load it with the version that wrote it')
-    sae = make_sae(_own_config(ours, cfg, cfg['architecture']))
+    sae = make_sae(_own_config(ours, cfg, cfg['architecture'], folder / 'cfg.json'))
     want = {k: tuple(v.shape) for k, v in for_saelens(sae)[1].items()}
-    t = _read_weights(folder/'sae_weights.safetensors', want, ours.get('sha256'))
+    t = _read_weights(folder / 'sae_weights.safetensors', want, ours.get('sha256'))
     _from_saelens(sae, t, cfg.get('apply_b_dec_to_input', True))
     sae.metadata, sae.finished = meta, True
     return sae.eval().requires_grad_(False).to(device)
 
 def _load_earlier(folder: Path) -> SAE:
     "The format before this one: sae.json and sae.safetensors, in scaled units with the scaler beside them"
-    d = read_json(folder/'sae.json')
+    d = read_json(folder / 'sae.json')
     conf = d.get('config') if isinstance(d, dict) else None
     if not isinstance(conf, dict) or d.get('format') != 1 or not {'arch', 'd_in', 'd_sae'} <= conf.keys():
         raise UserError(f'{folder}/sae.json is of another format: load it with the version that wrote it')
     sae = make_sae(SAEConfig(**own_settings(conf['arch'], conf)))
-    t, _ = load_tensors(folder/'sae.safetensors', d.get('sha256'))
+    t, _ = load_tensors(folder / 'sae.safetensors', d.get('sha256'))
     scaler = None
-    if 'scaler.mean' in t: scaler = Scaler.from_state({k: t.pop(f'scaler.{k}') for k in ('mean', 'scale')})
-    if isinstance(sae, JumpReLUSAE): t.pop('threshold', None)
-    if 'starting' in t: t['in_selection_phase'] = t.pop('starting')
+    if 'scaler.mean' in t:
+        scaler = Scaler.from_state({k: t.pop(f'scaler.{k}') for k in ('mean', 'scale')})
+    if isinstance(sae, JumpReLUSAE):
+        t.pop('threshold', None)
+    if 'starting' in t:
+        t['in_selection_phase'] = t.pop('starting')
     want, got = _shapes(sae), {k: tuple(v.shape) for k, v in t.items()}
-    if want != got: raise UserError(f'{folder} holds a checkpoint of another shape: wanted {want}, found {got}')
+    if want != got:
+        raise UserError(f'{folder} holds a checkpoint of another shape: wanted {want}, found {got}')
     sae.load_state_dict(t)
     meta = d.get('meta') if isinstance(d.get('meta'), dict) else {}
-    return sae.finish(scaler, dict(jumprelu_sae=dict(earlier=meta, name=meta.get('name'), key=meta.get('key')))).requires_grad_(False)
+    return sae.finish(
+        scaler, dict(jumprelu_sae=dict(earlier=meta, name=meta.get('name'), key=meta.get('key')))
+    ).requires_grad_(False)

@@ -54,27 +54,28 @@ BLOCK = 2**22  # pre-activations held at a time: 16 MB in float32
 
 @torch.no_grad()
 def find_support(
-    x: Tensor, # what the encoder sees, (batch, d_in)
-    W_enc: Tensor, # (d_in, d_sae)
-    b_enc: Tensor, # (d_sae,)
-    low: Tensor, # the line, in units of the pre-activation, (d_sae,)
-    block: int = BLOCK, # pre-activations computed at a time
-) -> tuple[Support, Tensor]: # the pairs above the line (and a few a rounding below), their pre-activations (n_pairs,)
+    x: Tensor,  # what the encoder sees, (batch, d_in)
+    W_enc: Tensor,  # (d_in, d_sae)
+    b_enc: Tensor,  # (d_sae,)
+    low: Tensor,  # the line, in units of the pre-activation, (d_sae,)
+    block: int = BLOCK,  # pre-activations computed at a time
+) -> tuple[Support, Tensor]:  # the pairs above the line (and a few a rounding below), their pre-activations (n_pairs,)
     "All pairs with x·W_enc + b_enc > low, without ever holding the matrix of pre-activations"
-    W, B, step = W_enc.T, len(x), max(1, block//len(x))
-    slack = 8*torch.finfo(x.dtype).eps*(low.abs() + b_enc.abs())
+    W, B, step = W_enc.T, len(x), max(1, block // len(x))
+    slack = 8 * torch.finfo(x.dtype).eps * (low.abs() + b_enc.abs())
     cut = (low - b_enc - slack).to(x.dtype)
     z, hit = x.new_empty(min(step, len(W)), B), torch.empty(min(step, len(W)), B, dtype=torch.bool, device=x.device)
     pos, pre = [], []
     for i in range(0, len(W), step):
-        w = W[i:i+step]
-        torch.mm(w, x.T, out=z[:len(w)])
-        torch.gt(z[:len(w)], cut[i:i+len(w), None], out=hit[:len(w)])
-        p = hit[:len(w)].flatten().nonzero().squeeze(1)
-        pos.append(p + i*B); pre.append(z.flatten()[p])
+        w = W[i : i + step]
+        torch.mm(w, x.T, out=z[: len(w)])
+        torch.gt(z[: len(w)], cut[i : i + len(w), None], out=hit[: len(w)])
+        p = hit[: len(w)].flatten().nonzero().squeeze(1)
+        pos.append(p + i * B)
+        pre.append(z.flatten()[p])
     pos, pre = torch.cat(pos), torch.cat(pre)
     latent = pos.div(B, rounding_mode='floor')
-    return Support(pos - latent*B, latent, B, len(W)), pre.add_(b_enc[latent])
+    return Support(pos - latent * B, latent, B, len(W)), pre.add_(b_enc[latent])
 
 # %% ../nbs/05_sparse.ipynb #ab231bd4
 @torch.no_grad()
@@ -122,7 +123,9 @@ def bags(
 
 # %% ../nbs/05_sparse.ipynb #1945c2ec
 class SparseDecode(torch.autograd.Function):
-    "Eq. 2 on a support, and beside it the decoded `dead_f` of the latents `idx` (AuxK), so that both write one gradient"
+    """Eq. 2 on a support, and beside it the decoded `dead_f` of the latents `idx` (AuxK), so that both write one
+    gradient"""
+
     @staticmethod
     def forward(ctx, f, W_dec, b_dec, s, dead_f, idx):
         ctx.save_for_backward(f, W_dec, dead_f, idx)
@@ -140,12 +143,15 @@ class SparseDecode(torch.autograd.Function):
         g_f = torch.autograd.grad(g_W, w, W_dec.detach())[0] if ctx.needs_input_grad[0] else None
         g_W = g_W.detach() if ctx.needs_input_grad[1] else None
         if dead_f is not None:
-            if g_W is not None: g_W.index_add_(0, idx, dead_f.T @ g_dead)
+            if g_W is not None:
+                g_W.index_add_(0, idx, dead_f.T @ g_dead)
             g_dead_f = g_dead @ W_dec[idx].T
         return g_f, g_W, g.sum(0), None, g_dead_f, None
 
 class SparsePre(torch.autograd.Function):
-    "Eq. 1 on a support whose values `pre` are known already, and all pre-activations of the latents `idx`; brings the backward pass"
+    """Eq. 1 on a support whose values `pre` are known already, and all pre-activations of the latents `idx`; brings
+    the backward pass"""
+
     @staticmethod
     def forward(ctx, x, W_enc, b_enc, s, pre, idx):
         ctx.save_for_backward(x, W_enc, idx)
@@ -158,44 +164,76 @@ class SparsePre(torch.autograd.Function):
         (x, W_enc, idx), s, g_x = ctx.saved_tensors, ctx.s, None
         g_W = bags(s.row, x, s.latent_starts, g)
         g_b = g.new_zeros(s.d_sae).index_add_(0, s.latent, g)
-        if ctx.needs_input_grad[0]: g_x = bags(s.latent[s.by_row], W_enc.T, s.row_starts, g[s.by_row])
+        if ctx.needs_input_grad[0]:
+            g_x = bags(s.latent[s.by_row], W_enc.T, s.row_starts, g[s.by_row])
         if idx is not None:
-            g_W.index_add_(0, idx, g_dead.T @ x); g_b.index_add_(0, idx, g_dead.sum(0))
-            if g_x is not None: g_x.addmm_(g_dead, W_enc[:, idx].T)
+            g_W.index_add_(0, idx, g_dead.T @ x)
+            g_b.index_add_(0, idx, g_dead.sum(0))
+            if g_x is not None:
+                g_x.addmm_(g_dead, W_enc[:, idx].T)
         return g_x, g_W.T, g_b, None, None, None
 
 # %% ../nbs/05_sparse.ipynb #2453aa93
-REENACTED = ('loss', 'gate', 'pre', 'centred', 'decode', 'revivable', 'strongest', 'aux', 'aux_pairs', 'penalty', 'activate_pairs',
-    'statistics', 'selection', 'support_threshold', 'threshold', 'update_threshold') # what a sparse step computes without calling `loss`
+REENACTED = (
+    'loss',
+    'gate',
+    'pre',
+    'centred',
+    'decode',
+    'revivable',
+    'strongest',
+    'aux',
+    'aux_pairs',
+    'penalty',
+    'activate_pairs',
+    'statistics',
+    'selection',
+    'support_threshold',
+    'threshold',
+    'update_threshold',
+)  # what a sparse step computes without calling `loss`
 
 def has_sparse_step(
-    sae: SAE, # any
+    sae: SAE,  # any
 ) -> bool:
-    "May this SAE be trained sparsely? Only if its class brings `gate_pairs` and nothing below that class changes the objective"
+    """May this SAE be trained sparsely? Only if its class brings `gate_pairs` and nothing below that class changes
+    the objective"""
     own = [n for n in REENACTED if n in vars(sae)]
-    if own or sae.support_threshold() is None: return False
+    if own or sae.support_threshold() is None:
+        return False
     for cls in type(sae).__mro__:
-        if 'gate_pairs' in vars(cls): return cls is not SAE
-        if any(n in vars(cls) for n in REENACTED): return False
+        if 'gate_pairs' in vars(cls):
+            return cls is not SAE
+        if any(n in vars(cls) for n in REENACTED):
+            return False
     return False
 
-def support_of(sae: SAE, x: Tensor, block: int = BLOCK) -> tuple[Support, Tensor]: # of what the encoder sees, (batch, d_in)
+def support_of(
+    sae: SAE, x: Tensor, block: int = BLOCK
+) -> tuple[Support, Tensor]:  # of what the encoder sees, (batch, d_in)
     "The pairs that matter to this SAE, and their pre-activations"
-    if sae.selection: return find_topk(x, sae.W_enc, sae.b_enc, *sae.selection, block)
+    if sae.selection:
+        return find_topk(x, sae.W_enc, sae.b_enc, *sae.selection, block)
     return find_support(x, sae.W_enc, sae.b_enc, sae.support_threshold(), block)
 
 # %% ../nbs/05_sparse.ipynb #0a772539
 def sparse_loss(
-    sae: SAE, # one that `has_sparse_step`; else UserError
-    x: Tensor, # scaled activations, (batch, d_in)
-    warm: float = 1., # the sparsity term's warm-up factor, 0 to 1
-    dead: Tensor|None = None, # which latents count as dead, (d_sae,) bool: AuxK's candidates
-    block: int = BLOCK, # pre-activations computed at a time
-) -> dict: # as `SAE.loss`, and 'share', the part of all pairs that the support held
+    sae: SAE,  # one that `has_sparse_step`; else UserError
+    x: Tensor,  # scaled activations, (batch, d_in)
+    warm: float = 1.0,  # the sparsity term's warm-up factor, 0 to 1
+    dead: Tensor | None = None,  # which latents count as dead, (d_sae,) bool: AuxK's candidates
+    block: int = BLOCK,  # pre-activations computed at a time
+) -> dict:  # as `SAE.loss`, and 'share', the part of all pairs that the support held
     "`SAE.loss` with the same values and gradients, computed on the pairs that have any"
     if sae.support_threshold() is None:
-        raise UserError('this gate or its kernel never ends, so nothing can be skipped: train densely, or choose another kernel')
-    if not has_sparse_step(sae): raise UserError(f"{type(sae).__name__} changes the objective of the class whose sparse step it inherits: train densely, or give it a gate_pairs of its own")
+        raise UserError(
+            'this gate or its kernel never ends, so nothing can be skipped: train densely, or choose another kernel'
+        )
+    if not has_sparse_step(sae):
+        raise UserError(
+            f"{type(sae).__name__} changes the objective of the class whose sparse step it inherits: train densely, or"
+            " give it a gate_pairs of its own"
+        )
     x_in, idx = sae.centred(x), sae.revivable(dead)
     s, pre = support_of(sae, x_in, block)
     v, p = SparsePre.apply(x_in, sae.W_enc, sae.b_enc, s, pre, idx)
@@ -205,11 +243,12 @@ def sparse_loss(
     x_hat, err_hat = SparseDecode.apply(f, sae.W_dec, sae.b_dec, s, dead_f, idx)
     err = x - x_hat
     aux = err.new_zeros(()) if own is None else own
-    if idx is not None: aux = aux + sae.aux(err, err_hat, p, idx)
-    t = dict(mse=err.square().sum(-1).mean(), sparsity=warm*penalty, aux=aux)
+    if idx is not None:
+        aux = aux + sae.aux(err, err_hat, p, idx)
+    t = dict(mse=err.square().sum(-1).mean(), sparsity=warm * penalty, aux=aux)
     on = f.detach() > 0
     fired = torch.zeros(s.d_sae, dtype=torch.bool, device=x.device).index_fill_(0, s.latent[on], True)
-    return dict(loss=sum(t.values()), **t, l0=on.sum()/len(x), fired=fired, share=torch.tensor(s.share))
+    return dict(loss=sum(t.values()), **t, l0=on.sum() / len(x), fired=fired, share=torch.tensor(s.share))
 
 # %% ../nbs/05_sparse.ipynb #725f0cd4
 SPARSE_BELOW, DENSE_ABOVE = 0.16, 0.19  # shares of all pairs; measured, see 05_sparse

@@ -27,12 +27,17 @@ def _window(pre, theta, bandwidth, kernel):
     return torch.lt(u.abs_(), 0.5, out=u) if kernel is rectangle else kernel(u)
 
 def _gate(pre, theta):
-    "H(pre - theta) in the dtype of `pre`, compared in the wider of the two; on a CPU `out=` is several times faster than a mask of bools"
+    """H(pre - theta) in the dtype of `pre`, compared in the wider of the two; on a CPU `out=` is several times faster
+    than a mask of bools"""
     return torch.gt(pre, theta, out=torch.empty_like(pre))
 
 def _check(pre, theta, bandwidth):
-    if theta.shape != pre.shape[-1:]: raise ValueError(f'theta has shape {tuple(theta.shape)}: one threshold for each of the {pre.shape[-1]} latents wanted')
-    if not isinstance(bandwidth, Tensor) and not bandwidth > 0: raise ValueError(f'bandwidth is {bandwidth}: it must be above 0')
+    if theta.shape != pre.shape[-1:]:
+        raise ValueError(
+            f'theta has shape {tuple(theta.shape)}: one threshold for each of the {pre.shape[-1]} latents wanted'
+        )
+    if not isinstance(bandwidth, Tensor) and not bandwidth > 0:
+        raise ValueError(f'bandwidth is {bandwidth}: it must be above 0')
 
 # %% ../nbs/02_ste.ipynb #5669ee79
 class HeavisideSTE(torch.autograd.Function):
@@ -126,7 +131,12 @@ def gaussian(u: Tensor) -> Tensor: # distance in bandwidths -> weight
     "Normal density with the rectangle's standard deviation; never zero"
     return (-6*u.square()).exp()*(6/math.pi)**0.5
 
-rectangle.half_width, triangle.half_width, epanechnikov.half_width, gaussian.half_width = 0.5, 0.5**0.5, (5/12)**0.5, math.inf
+rectangle.half_width, triangle.half_width, epanechnikov.half_width, gaussian.half_width = (
+    0.5,
+    0.5**0.5,
+    (5 / 12) ** 0.5,
+    math.inf,
+)
 KERNELS = dict(rectangle=rectangle, triangle=triangle, epanechnikov=epanechnikov, gaussian=gaussian)
 
 # %% ../nbs/02_ste.ipynb #bd03b0c3
