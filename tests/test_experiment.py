@@ -196,4 +196,4 @@ def test_the_door_from_text_to_numbers():
     f = js.frontier([e, topk])
     assert {r['arch'] for r in f.rows} == {'jumprelu', 'topk'} and f.figure.axes
     other = js.activations(lm, 'generated', site='resid.1', n_train=2048, n_val=256, n_test=512, seq_len=32, settings=js.Settings(progress=False))
-    with pytest.raises(js.UserError, match='site'): js.evaluate(sae, other)
+    with pytest.raises(js.UserError, match='site'): js.evaluate(sae, other, n_lm=128)
