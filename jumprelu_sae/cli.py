@@ -88,7 +88,8 @@ def train(
     if is_finished(out, job_identity(Job(arch, l0 or coef, plan), acts)):
         print(f'there already: {out} holds this very SAE')
         return
-    train_sae(arch, acts, d_sae, l0, recipe, seed, batch=batch, folder=out/'checkpoint', settings=settings, **own).save(out)
+    train_sae(arch, acts, d_sae, l0, recipe, seed, batch=batch, folder=out/'checkpoint', settings=settings,
+        **own).save(out)
     shutil.rmtree(out/'checkpoint', ignore_errors=True)
     print(f'written: {out}; next: jumprelu-sae evaluate {out}')
 
@@ -121,7 +122,8 @@ def tensor_shapes(
     "Names and shapes of the tensors of a file, from its header"
     try:
         with safe_open(file, 'pt') as f: shapes = {k: f.get_slice(k).get_shape() for k in f.keys()}
-    except (SafetensorError, OSError) as e: raise UserError(f'{file} is missing or damaged ({e}): fetch or make it again') from None
+    except (SafetensorError, OSError) as e:
+        raise UserError(f'{file} is missing or damaged ({e}): fetch or make it again') from None
     return ', '.join(f"{k} {' × '.join(map(str, s)) or 'scalar'}" for k, s in sorted(shapes.items()))
 
 def _words(v) -> str:
@@ -155,10 +157,12 @@ def inspected(
 def inspected_earlier(folder: Path) -> dict:
     "A folder of the format before this one"
     d = read_json(folder/'sae.json')
-    if not isinstance(d, dict) or not isinstance(d.get('config'), dict): raise UserError(f'{folder}/sae.json is of another format: give the folder of a saved SAE')
+    if not isinstance(d, dict) or not isinstance(d.get('config'), dict):
+        raise UserError(f'{folder}/sae.json is of another format: give the folder of a saved SAE')
     cfg, meta = d['config'], d.get('meta') or {}
     settings = {k: v for k, v in cfg.items() if k not in ('arch', 'd_in', 'd_sae')}
-    said = dict(architecture=f"{cfg.get('arch')} (earlier format: scaled units, scaler beside)", size=f"{cfg.get('d_in')} dimensions, {cfg.get('d_sae')} latents",
+    said = dict(architecture=f"{cfg.get('arch')} (earlier format: scaled units, scaler beside)",
+        size=f"{cfg.get('d_in')} dimensions, {cfg.get('d_sae')} latents",
         settings=settings, model=meta.get('model'), site=meta.get('site'), seed=meta.get('seed'), name=meta.get('name'), key=meta.get('key'),
         tensors=tensor_shapes(folder/'sae.safetensors'))
     return {k: _words(v) for k, v in said.items() if v not in (None, {}, '')}
@@ -229,7 +233,8 @@ def presets():
     for p in PRESETS.values(): print(f'{p.name:12} {p.about}')
 
 # %% ../nbs/51_cli.ipynb #e094f8de
-COMMANDS = dict(harvest=harvest, train=train, evaluate=evaluate, inspect=inspect, reproduce=reproduce, tune=tune, report=report,
+COMMANDS = dict(harvest=harvest, train=train, evaluate=evaluate, inspect=inspect, reproduce=reproduce, tune=tune,
+    report=report,
     probe=probe, presets=presets)
 
 def usage() -> str: # one line a command
@@ -241,7 +246,8 @@ def parser(
 ): # argparse's
     "The parser of a command: choices are named in the help, and a wrong option is a UserError"
     p = anno_parser(COMMANDS[name], prog=f'jumprelu-sae {name}')
-    known = dict(preset=PRESETS, arch=ARCHITECTURES, recipe=RECIPES, dtype=('auto', 'float32', 'bfloat16'), path=('auto', 'dense', 'sparse'))
+    known = dict(preset=PRESETS, arch=ARCHITECTURES, recipe=RECIPES, dtype=('auto', 'float32', 'bfloat16'),
+        path=('auto', 'dense', 'sparse'))
     if name == 'evaluate': known.pop('path')
     for a in p._actions:
         if a.dest in known: a.metavar = '{' + ','.join(known[a.dest]) + '}'
@@ -254,15 +260,18 @@ def said_in_one_line(
 ) -> str|None: # None: a bug of ours, to be shown in full
     "An error that the user can do something about, in one line that says what"
     if isinstance(e, UserError): return str(e)
-    if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e, RuntimeError) and "can't allocate memory" in str(e):
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e,
+        RuntimeError) and "can't allocate memory" in str(e):
         return f'out of memory ({_first_line(e)}): lower --tokens or --d-sae, or close other programs'
-    if isinstance(e, UnicodeError): return f'a text that cannot be read or written as UTF-8 ({_first_line(e)}): convert the file to UTF-8'
+    if isinstance(e, UnicodeError):
+        return f'a text that cannot be read or written as UTF-8 ({_first_line(e)}): convert the file to UTF-8'
     if isinstance(e, OSError):
         where = f' {e.filename}' if e.filename is not None else ''
         return f'{e.strerror or _first_line(e)}{where[:300]}: {OS_REMEDIES.get(e.errno, "give another file or folder")}'
     return None
 
-OS_REMEDIES = {errno.ENOSPC: 'free some disk, or set JUMPRELU_SAE_CACHE to a larger one', errno.EMFILE: 'raise the limit of open files (ulimit -n)',
+OS_REMEDIES = {errno.ENOSPC: 'free some disk, or set JUMPRELU_SAE_CACHE to a larger one',
+    errno.EMFILE: 'raise the limit of open files (ulimit -n)',
     errno.EACCES: 'give a file or folder that you may use', errno.ENAMETOOLONG: 'give a shorter name'}
 
 def _first_line(e: Exception) -> str: return (str(e).splitlines() or [type(e).__name__])[0][:300]

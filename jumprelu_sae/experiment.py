@@ -49,7 +49,8 @@ def jobs(
     d_in: int = 1, # dimensions of an activation
 ) -> list[Job]:
     "All jobs of a run, in the order in which they are trained"
-    return [Job(arch, v, p.plan(arch, v, seed, d_in)) for seed in p.seeds for arch, values in p.grid.items() for v in values]
+    return [Job(arch, v, p.plan(arch, v, seed, d_in)) for seed in p.seeds for arch,
+        values in p.grid.items() for v in values]
 
 # %% ../nbs/43_experiment.ipynb #43cff189
 def job_identity(
@@ -59,7 +60,8 @@ def job_identity(
     "Everything that a job's numbers depend on, and its key: the one that its Trainer would give it"
     plan = job.plan
     stream = acts.stream(plan.train.batch, plan.seed)
-    return dict(key=plan.key(stream.identity()), data=acts.identity(), config=asdict(plan.cfg), train=asdict(plan.train), seed=plan.seed)
+    return dict(key=plan.key(stream.identity()), data=acts.identity(), config=asdict(plan.cfg),
+        train=asdict(plan.train), seed=plan.seed)
 
 # %% ../nbs/43_experiment.ipynb #e9e3774e
 DECIDED = ('dtype', 'in_memory', 'path') # settings that may be left to the machine
@@ -175,7 +177,8 @@ def is_finished(
         log.warning('%s: it is trained again', e)
         return False
     if sae.metadata.get('jumprelu_sae', {}).get('key') == identity['key']: return True
-    log.warning('%s holds an SAE of another run (%s): it is trained again', folder, what_differs(identity, found_identity(sae)))
+    log.warning('%s holds an SAE of another run (%s): it is trained again', folder, what_differs(identity,
+        found_identity(sae)))
     return False
 
 def new_trainer(
@@ -268,8 +271,10 @@ def found_result(
         return None
     c = r.config
     if c.get('key') == identity['key'] and c.get('judged_on') == judged: return r
-    there = dict(data=c.get('data'), config=c.get('sae'), train=c.get('train'), seed=c.get('seed'), judged_on=c.get('judged_on'))
-    log.warning('%s is the result of another run (%s): it is evaluated again', path, what_differs(identity | dict(judged_on=judged), there))
+    there = dict(data=c.get('data'), config=c.get('sae'), train=c.get('train'), seed=c.get('seed'),
+        judged_on=c.get('judged_on'))
+    log.warning('%s is the result of another run (%s): it is evaluated again', path,
+        what_differs(identity | dict(judged_on=judged), there))
     return None
 
 def evaluate_job(
@@ -352,7 +357,8 @@ def run_experiment(
             if n: clock.notes['train'] += f'; {sparse/(n*all_jobs[0].plan.train.n_steps):.0%} of the steps sparse'
         with clock('evaluate'): results = evaluate_all(all_jobs, acts, out, p, settings)
         machine = asdict(settings) | dict(out=None)
-        write_json(out/'results.json', dict(format=1, preset=asdict(p), facts=acts.facts(), results=[asdict(r) for r in results],
+        write_json(out/'results.json', dict(format=1, preset=asdict(p), facts=acts.facts(),
+            results=[asdict(r) for r in results],
             stages={k: round(v, 1) for k, v in clock.times.items()}, peak_memory_gib=round(peak_memory(), 2),
             env=run_env(settings.device), settings=machine, tuning=None))
     return results
@@ -367,7 +373,8 @@ class Frontier:
         self.rows, self.figure = rows, figure
 
     def __str__(self) -> str:
-        columns = [c for c in ('name', 'arch', 'target', 'seed', 'l0', 'fvu', 'delta_lm_loss') if any(r.get(c) is not None for r in self.rows)]
+        columns = [c for c in ('name', 'arch', 'target', 'seed', 'l0', 'fvu',
+            'delta_lm_loss') if any(r.get(c) is not None for r in self.rows)]
         return text_table(self.rows, columns)
 
     def __repr__(self) -> str: return str(self)
@@ -383,11 +390,13 @@ def frontier(
     path: str|Path|None = None, # where to write the figure, if anywhere
 ) -> Frontier: # rows and figure
     "Error against sparsity, for what was evaluated; UserError when there is nothing to show"
-    if isinstance(results, (str, Path)): results = [Result(**r) for r in read_json(Path(results)/'results.json')['results']]
+    if isinstance(results, (str, Path)):
+        results = [Result(**r) for r in read_json(Path(results)/'results.json')['results']]
     if isinstance(results, Result): results = [results]
     results = list(results)
     for r in results:
-        if not isinstance(r, Result): raise UserError(f'{type(r).__name__} is no result: give what run_experiment or evaluate returned')
+        if not isinstance(r, Result):
+            raise UserError(f'{type(r).__name__} is no result: give what run_experiment or evaluate returned')
         lacks = [k for k in ('l0', 'fvu', 'delta_lm_loss') if k not in r.metrics]
         if lacks: raise UserError(f"{r.name} was evaluated without {', '.join(lacks)}: evaluate it again")
     if not results: raise UserError('no results: give what run_experiment or evaluate returned')

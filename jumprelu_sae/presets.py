@@ -78,25 +78,33 @@ def check_sizes(p: Preset) -> None:
     for name, least in dict(n_train=1, n_val=1, n_test=1, n_lm=1, batch=1, d_sae=1, seq_len=3).items():
         v = getattr(p, name)
         if not is_whole(v) or v < least: raise UserError(f'{name}={v!r}: want a whole number, at least {least}')
-    if p.n_train < p.batch: raise UserError(f'a token budget of {p.n_train} makes no batch of {p.batch}: ask for at least {p.batch} tokens')
-    if p.n_lm > p.n_test: raise UserError(f'n_lm={p.n_lm} predictions want as many held-out tokens, and n_test={p.n_test}: lower n_lm or raise n_test')
-    if not is_number(p.massive) or p.massive <= 1: raise UserError(f'massive={p.massive!r}: want a multiple of the median above 1, such as 20')
-    if not isinstance(p.seeds, (tuple, list)) or not p.seeds: raise UserError(f'seeds={p.seeds!r}: want at least one, such as (0,)')
+    if p.n_train < p.batch:
+        raise UserError(f'a token budget of {p.n_train} makes no batch of {p.batch}: ask for at least {p.batch} tokens')
+    if p.n_lm > p.n_test:
+        raise UserError(f'n_lm={p.n_lm} predictions want as many held-out tokens, and n_test={p.n_test}: lower n_lm or raise n_test')
+    if not is_number(p.massive) or p.massive <= 1:
+        raise UserError(f'massive={p.massive!r}: want a multiple of the median above 1, such as 20')
+    if not isinstance(p.seeds, (tuple, list)) or not p.seeds:
+        raise UserError(f'seeds={p.seeds!r}: want at least one, such as (0,)')
     for s in p.seeds:
         if not is_whole(s) or s < 0: raise UserError(f'seed {s!r}: want a whole number, at least 0')
     if len(set(p.seeds)) < len(p.seeds): raise UserError(f'seeds={p.seeds!r}: a seed is given twice')
 
 def check_grid(p: Preset) -> None:
     "Registered architectures, each with sparsities that fit, a recipe that is known and a schedule that fits the run"
-    if not isinstance(p.grid, dict) or not p.grid: raise UserError('the grid is empty: name at least one architecture and a sparsity')
-    if not isinstance(p.schedule, dict) or not isinstance(p.recipes, dict): raise UserError('schedule= and recipes= want dictionaries')
+    if not isinstance(p.grid, dict) or not p.grid:
+        raise UserError('the grid is empty: name at least one architecture and a sparsity')
+    if not isinstance(p.schedule, dict) or not isinstance(p.recipes, dict):
+        raise UserError('schedule= and recipes= want dictionaries')
     for arch in (*p.grid, *p.recipes): architecture(arch)
     for own in p.recipes.values(): as_recipe(own)
     for arch, values in p.grid.items():
-        if not isinstance(values, (tuple, list)) or not values: raise UserError(f'{arch}: want at least one sparsity, such as grid=dict({arch}=(32,))')
+        if not isinstance(values, (tuple, list)) or not values:
+            raise UserError(f'{arch}: want at least one sparsity, such as grid=dict({arch}=(32,))')
         for v in values:
             if not is_number(v): raise UserError(f'{arch}: sparsity {v!r}: want a number')
-        if len(set(values)) < len(values): raise UserError(f'{arch}: of the sparsities {tuple(values)} one is given twice')
+        if len(set(values)) < len(values):
+            raise UserError(f'{arch}: of the sparsities {tuple(values)} one is given twice')
         try:
             for v in values: p.plan(arch, v)
         except UserError as e: raise UserError(f'preset {p.name}, {arch}: {e}') from None

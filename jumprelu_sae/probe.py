@@ -121,10 +121,12 @@ def probe(
         return ids.numel()
 
     step = training_step(p, arch, need['d_in'], device)
-    r = {k: units_per_second(w, seconds/3, device) for k, w in dict(harvest=to_the_site, losses=to_the_end, train=step).items()}
+    r = {k: units_per_second(w, seconds/3, device) for k, w in dict(harvest=to_the_site, losses=to_the_end,
+        train=step).items()}
     peak = matrix_rate(lm.dtype, device, seconds=min(1., seconds/10))
     gpu = torch.cuda.max_memory_allocated() if torch.device(device).type == 'cuda' else None
-    return dict(preset=p.name, model=lm.name, label=lm.info['source'], device=device_name(device), dtype=str(lm.dtype).removeprefix('torch.'),
+    return dict(preset=p.name, model=lm.name, label=lm.info['source'], device=device_name(device),
+        dtype=str(lm.dtype).removeprefix('torch.'),
         rates=r, trained=arch, matrix_flops=peak, harvest_share=r['harvest']*need['forward_flops']/peak,
         hours=hours_of(p, need['saes'], r), need=need, peak_gpu_bytes=gpu)
 

