@@ -27,9 +27,9 @@ LETTER = PAPER['jumprelu']
 
 
 class ToTheLetter(TrainConfig):
-    """A run that may end before its warm-ups do. `TrainConfig` refuses that, rightly so; here it is the
-    question: what do the paper's warm-ups of 1,000 and 10,000 steps do in a run of some hundred? The factors of each step are those
-    of `lr_factor` and `sparsity_factor`; the later ones are never reached."""
+    """A run that may end before its warm-ups do. `TrainConfig` refuses that, rightly so; here it is the question:
+    what do the paper's warm-ups of 1,000 and 10,000 steps do in a run of some hundred? The factors of each step are
+    those of `lr_factor` and `sparsity_factor`; the later ones are never reached."""
     def check_warmups(self) -> None: pass
 
 
