@@ -33,77 +33,102 @@ from .tuning import tune as tune_preset
 
 # %% ../nbs/51_cli.ipynb #cd1a6b7d
 def harvest(
-    model:str='gemma3-270m', # language model: gemma3-270m, tiny-gemma2, a Hub id such as google/gemma-3-270m, or a folder
-    corpus:str='sotu', # sotu, generated, a text file or folder, or hf:<dataset>
-    site:str='resid.9', # where: resid.9, mlp.9, attn.9 …
-    tokens:int=249_856, # training activations
-    n_val:int=16_384, # validation activations
-    n_test:int=32_768, # held-out activations
-    seq_len:int=128, # tokens a row
-    out:Path=None, # folder of the activations (default: the cache)
-    device:str='cpu', # cpu or cuda
-    dtype:str='auto', # number format of the model: auto, float32 or bfloat16
-    quiet:bool=False, # no progress bars
+    # language model: gemma3-270m, tiny-gemma2, a Hub id such as google/gemma-3-270m, or a folder
+    model: str = 'gemma3-270m',
+    corpus: str = 'sotu',  # sotu, generated, a text file or folder, or hf:<dataset>
+    site: str = 'resid.9',  # where: resid.9, mlp.9, attn.9 …
+    tokens: int = 249_856,  # training activations
+    n_val: int = 16_384,  # validation activations
+    n_test: int = 32_768,  # held-out activations
+    seq_len: int = 128,  # tokens a row
+    out: Path = None,  # folder of the activations (default: the cache)
+    device: str = 'cpu',  # cpu or cuda
+    dtype: str = 'auto',  # number format of the model: auto, float32 or bfloat16
+    quiet: bool = False,  # no progress bars
 ):
     "Take a model's activations on a text to disk; training and evaluation find them there"
     settings = Settings(device=device, dtype=dtype, progress=not quiet)
-    acts = activations(load_lm(model, device=device, dtype=dtype), corpus, site=site, n_train=tokens, n_val=n_val,
-        n_test=n_test, seq_len=seq_len, folder=out, settings=settings)
+    acts = activations(
+        load_lm(model, device=device, dtype=dtype),
+        corpus,
+        site=site,
+        n_train=tokens,
+        n_val=n_val,
+        n_test=n_test,
+        seq_len=seq_len,
+        folder=out,
+        settings=settings,
+    )
     facts = acts.facts()
-    print(f"{facts['model'].get('name', model)}, {facts['site']}: {facts['d_in']:,} dimensions, scale {facts['scale']:.4g}")
+    print(
+        f"{facts['model'].get('name', model)}, {facts['site']}: {facts['d_in']:,} dimensions, scale"
+        f" {facts['scale']:.4g}"
+    )
     for part, n in facts['parts'].items():
         print(f"{part:6} {n['tokens']:>11,} activations of {n['documents']:,} documents, {n['massive']:,} massive")
 
 def train(
-    arch:str, # architecture
-    model:str='gemma3-270m', # language model: gemma3-270m, tiny-gemma2, a Hub id, or a folder
-    corpus:str='sotu', # sotu, generated, a text file or folder, or hf:<dataset>
-    site:str='resid.9', # where: resid.9, mlp.9, attn.9 …
-    tokens:int=249_856, # training activations
-    n_val:int=16_384, # validation activations
-    n_test:int=32_768, # held-out activations
-    seq_len:int=128, # tokens a row
-    d_sae:int=2048, # latents
-    l0:float=None, # active latents of a token, for an architecture that is told them
-    coef:float=None, # sparsity coefficient, for the others
-    recipe:str='short', # recipe
-    seed:int=0, # of the weights and of the order of the batches
-    batch:int=512, # activations a step
-    out:Path=None, # folder of the SAE (default: saes/<architecture>-<sparsity>-seed<seed>)
-    device:str='cpu', # cpu or cuda
-    dtype:str='auto', # number format of the model: auto, float32 or bfloat16
-    path:str='auto', # training steps: dense, sparse (the same gradients), or auto
-    quiet:bool=False, # no progress bars
+    arch: str,  # architecture
+    model: str = 'gemma3-270m',  # language model: gemma3-270m, tiny-gemma2, a Hub id, or a folder
+    corpus: str = 'sotu',  # sotu, generated, a text file or folder, or hf:<dataset>
+    site: str = 'resid.9',  # where: resid.9, mlp.9, attn.9 …
+    tokens: int = 249_856,  # training activations
+    n_val: int = 16_384,  # validation activations
+    n_test: int = 32_768,  # held-out activations
+    seq_len: int = 128,  # tokens a row
+    d_sae: int = 2048,  # latents
+    l0: float = None,  # active latents of a token, for an architecture that is told them
+    coef: float = None,  # sparsity coefficient, for the others
+    recipe: str = 'short',  # recipe
+    seed: int = 0,  # of the weights and of the order of the batches
+    batch: int = 512,  # activations a step
+    out: Path = None,  # folder of the SAE (default: saes/<architecture>-<sparsity>-seed<seed>)
+    device: str = 'cpu',  # cpu or cuda
+    dtype: str = 'auto',  # number format of the model: auto, float32 or bfloat16
+    path: str = 'auto',  # training steps: dense, sparse (the same gradients), or auto
+    quiet: bool = False,  # no progress bars
 ):
     "Train one SAE. Stop it at any time; the same command goes on"
     kind = architecture(arch)
     settings = Settings(device=device, dtype=dtype, path=path, progress=not quiet)
     sparsity = next((f'{v:g}' for v in (l0, coef) if v is not None), 'default')
-    out = make_folder(out or Path('saes')/f'{arch}-{sparsity}-seed{seed}')
+    out = make_folder(out or Path('saes') / f'{arch}-{sparsity}-seed{seed}')
     own = {} if coef is None else dict(coef=coef)
-    plan_sae(arch, 1, tokens, d_sae, l0, recipe, seed, batch, **own)  # what cannot be is said before the model is loaded
-    acts = activations(load_lm(model, device=device, dtype=dtype), corpus, site=site, n_train=tokens, n_val=n_val,
-        n_test=n_test, seq_len=seq_len, settings=settings)
+    plan_sae(
+        arch, 1, tokens, d_sae, l0, recipe, seed, batch, **own
+    )  # what cannot be is said before the model is loaded
+    acts = activations(
+        load_lm(model, device=device, dtype=dtype),
+        corpus,
+        site=site,
+        n_train=tokens,
+        n_val=n_val,
+        n_test=n_test,
+        seq_len=seq_len,
+        settings=settings,
+    )
     plan = plan_sae(arch, acts.d_in, tokens, d_sae, l0, recipe, seed, batch, kind.name, **own)
     if is_finished(out, job_identity(Job(arch, l0 or coef, plan), acts)):
         print(f'there already: {out} holds this very SAE')
         return
-    train_sae(arch, acts, d_sae, l0, recipe, seed, batch=batch, folder=out/'checkpoint', settings=settings,
-        **own).save(out)
-    shutil.rmtree(out/'checkpoint', ignore_errors=True)
+    train_sae(
+        arch, acts, d_sae, l0, recipe, seed, batch=batch, folder=out / 'checkpoint', settings=settings, **own
+    ).save(out)
+    shutil.rmtree(out / 'checkpoint', ignore_errors=True)
     print(f'written: {out}; next: jumprelu-sae evaluate {out}')
 
 # %% ../nbs/51_cli.ipynb #fa01b104
 def evaluate(
-    path:Path, # folder of a saved SAE, such as reports/laptop/saes/jumprelu-32-seed0
-    model:str=None, # language model (default: the one that it was trained on)
-    corpus:str=None, # sotu, a text file or folder, or hf:<dataset>; its held-out side is used (default: the one that it was trained on)
-    site:str=None, # such as resid.9 (default: the one that it was trained on)
-    seq_len:int=None, # tokens a row (default: as it was trained)
-    n_test:int=16_384, # held-out activations
-    n_lm:int=4096, # of these, tokens of the language-model metrics
-    out:Path=None, # folder of evaluation.json and evaluation.png (default: the SAE's)
-    device:str='cpu', # cpu or cuda
+    path: Path,  # folder of a saved SAE, such as reports/laptop/saes/jumprelu-32-seed0
+    model: str = None,  # language model (default: the one that it was trained on)
+    # sotu, a text file or folder, or hf:<dataset>; its held-out side is used (default: the one that it was trained on)
+    corpus: str = None,
+    site: str = None,  # such as resid.9 (default: the one that it was trained on)
+    seq_len: int = None,  # tokens a row (default: as it was trained)
+    n_test: int = 16_384,  # held-out activations
+    n_lm: int = 4096,  # of these, tokens of the language-model metrics
+    out: Path = None,  # folder of evaluation.json and evaluation.png (default: the SAE's)
+    device: str = 'cpu',  # cpu or cuda
 ):
     "Every metric of one saved SAE on held-out text: a table, a JSON file and a figure"
     print(evaluate_saved(path, model, corpus, site, n_test, n_lm, out, seq_len, device))
@@ -132,13 +157,14 @@ def _words(v) -> str:
     return str(v)
 
 def inspected(
-    folder: Path, # of a saved SAE
-) -> dict: # what -> words
+    folder: Path,  # of a saved SAE
+) -> dict:  # what -> words
     "What an SAE folder says of itself; UserError for a folder without an SAE"
     folder = Path(folder)
-    if (folder/'sae.json').is_file() and not (folder/'cfg.json').exists(): return inspected_earlier(folder)
-    if not (folder/'cfg.json').exists() and (folder/'saes').is_dir():
-        inside = ', '.join(sorted(d.name for d in (folder/'saes').iterdir())[:4])
+    if (folder / 'sae.json').is_file() and not (folder / 'cfg.json').exists():
+        return inspected_earlier(folder)
+    if not (folder / 'cfg.json').exists() and (folder / 'saes').is_dir():
+        inside = ', '.join(sorted(d.name for d in (folder / 'saes').iterdir())[:4])
         raise UserError(f'{folder} is the folder of a run: give one of its SAEs, such as {folder}/saes/… ({inside})')
     cfg = read_sae_config(folder)
     meta = cfg.get('metadata') or {}
@@ -148,23 +174,45 @@ def inspected(
         architecture=f"{ours.get('arch', cfg['architecture'])} ({cfg['architecture']} for SAELens)",
         size=f"{cfg['d_in']:,} dimensions, {cfg['d_sae']:,} latents",
         settings=settings or {k: cfg[k] for k in ('k', 'apply_b_dec_to_input', 'normalize_activations') if k in cfg},
-        model=meta.get('model_name'), hook=meta.get('hook_name'), module=meta.get('hf_hook_name'), text=meta.get('dataset_path'),
-        context=meta.get('context_size'), BOS=meta.get('prepend_bos'), data=ours.get('data'), massive=ours.get('massive'), scale=ours.get('scale'),
-        recipe=ours.get('recipe'), tokens=ours.get('n_tokens'), training=ours.get('train'), seed=ours.get('seed'), precision=ours.get('dtype'),
-        versions=ours.get('versions'), name=ours.get('name'), key=ours.get('key'), tensors=tensor_shapes(folder/'sae_weights.safetensors'))
+        model=meta.get('model_name'),
+        hook=meta.get('hook_name'),
+        module=meta.get('hf_hook_name'),
+        text=meta.get('dataset_path'),
+        context=meta.get('context_size'),
+        BOS=meta.get('prepend_bos'),
+        data=ours.get('data'),
+        massive=ours.get('massive'),
+        scale=ours.get('scale'),
+        recipe=ours.get('recipe'),
+        tokens=ours.get('n_tokens'),
+        training=ours.get('train'),
+        seed=ours.get('seed'),
+        precision=ours.get('dtype'),
+        versions=ours.get('versions'),
+        name=ours.get('name'),
+        key=ours.get('key'),
+        tensors=tensor_shapes(folder / 'sae_weights.safetensors'),
+    )
     return {k: _words(v) for k, v in said.items() if v not in (None, {}, '')}
 
 def inspected_earlier(folder: Path) -> dict:
     "A folder of the format before this one"
-    d = read_json(folder/'sae.json')
+    d = read_json(folder / 'sae.json')
     if not isinstance(d, dict) or not isinstance(d.get('config'), dict):
         raise UserError(f'{folder}/sae.json is of another format: give the folder of a saved SAE')
     cfg, meta = d['config'], d.get('meta') or {}
     settings = {k: v for k, v in cfg.items() if k not in ('arch', 'd_in', 'd_sae')}
-    said = dict(architecture=f"{cfg.get('arch')} (earlier format: scaled units, scaler beside)",
+    said = dict(
+        architecture=f"{cfg.get('arch')} (earlier format: scaled units, scaler beside)",
         size=f"{cfg.get('d_in')} dimensions, {cfg.get('d_sae')} latents",
-        settings=settings, model=meta.get('model'), site=meta.get('site'), seed=meta.get('seed'), name=meta.get('name'), key=meta.get('key'),
-        tensors=tensor_shapes(folder/'sae.safetensors'))
+        settings=settings,
+        model=meta.get('model'),
+        site=meta.get('site'),
+        seed=meta.get('seed'),
+        name=meta.get('name'),
+        key=meta.get('key'),
+        tensors=tensor_shapes(folder / 'sae.safetensors'),
+    )
     return {k: _words(v) for k, v in said.items() if v not in (None, {}, '')}
 
 # %% ../nbs/51_cli.ipynb #2442e7fa
@@ -303,13 +351,16 @@ def main(
             return 2
 
 def run_command(
-    name: str, # of a command
-    argv: list, # its arguments
-) -> int: # 0
+    name: str,  # of a command
+    argv: list,  # its arguments
+) -> int:  # 0
     "Parse and call"
     if name not in COMMANDS:
         like = get_close_matches(name, COMMANDS, 1)
-        raise UserError(f"no such command {name!r}{f' (did you mean {like[0]}?)' if like else ''}: choose one of {', '.join(COMMANDS)}")
+        raise UserError(
+            f"no such command {name!r}{f' (did you mean {like[0]}?)' if like else ''}: choose one of"
+            f" {', '.join(COMMANDS)}"
+        )
     func, args = COMMANDS[name], vars(parser(name).parse_args(argv))
     func(**{k: v for k, v in args.items() if k in func.__annotations__})
     sys.stdout.flush()

@@ -68,13 +68,14 @@ DECIDED = ('dtype', 'in_memory', 'path') # settings that may be left to the mach
 LEFT_OPEN = ('auto', None)
 
 def kept_settings(
-    settings: Settings, # as asked for
-    out: Path, # the run's folder
-    model: str, # as `load_lm` takes it
-) -> tuple[Settings, dict]: # with what was decided before in this folder; and that, {} in a new one
+    settings: Settings,  # as asked for
+    out: Path,  # the run's folder
+    model: str,  # as `load_lm` takes it
+) -> tuple[Settings, dict]:  # with what was decided before in this folder; and that, {} in a new one
     "Take over a folder's decisions; UserError for a setting that contradicts them"
-    f = out/'decisions.json'
-    if not f.exists(): return settings, {}
+    f = out / 'decisions.json'
+    if not f.exists():
+        return settings, {}
     kept = read_json(f)
     if not isinstance(kept, dict) or not {*DECIDED, 'attention', 'model'} <= kept.keys():
         raise UserError(f'{f} is damaged: delete it, and what it decided is decided again')
@@ -84,7 +85,10 @@ def kept_settings(
     for name in DECIDED:
         asked = getattr(settings, name)
         if asked not in LEFT_OPEN and asked != kept[name]:
-            raise UserError(f'{out} was begun with {name}={kept[name]!r}, and {name}={asked!r} is asked: leave it out, or give another folder')
+            raise UserError(
+                f'{out} was begun with {name}={kept[name]!r}, and {name}={asked!r} is asked: leave it out, or give'
+                ' another folder'
+            )
     return replace(settings, **{name: kept[name] for name in DECIDED}), kept
 
 def decide(
@@ -101,16 +105,19 @@ def decide(
     return settings
 
 def check_memory(
-    settings: Settings, # with in_memory decided
-    out: Path, # the run's folder
-    p: Preset, # what to run
-    lm: LM, # its model
+    settings: Settings,  # with in_memory decided
+    out: Path,  # the run's folder
+    p: Preset,  # what to run
+    lm: LM,  # its model
 ) -> None:
     "UserError, with a remedy that this folder allows, when a run that was begun in memory does not fit there any more"
-    try: decide_in_memory(p.n_train, site_dim(lm, p.site), settings.in_memory)
+    try:
+        decide_in_memory(p.n_train, site_dim(lm, p.site), settings.in_memory)
     except UserError as e:
         said = str(e).partition(': take')[0]
-        raise UserError(f'{out} was begun with its activations in memory, and {said}: close other programs, or give another folder') from None
+        raise UserError(
+            f'{out} was begun with its activations in memory, and {said}: close other programs, or give another folder'
+        ) from None
 
 # %% ../nbs/43_experiment.ipynb #70339fa6
 def pinned(
@@ -278,21 +285,33 @@ def found_result(
     return None
 
 def evaluate_job(
-    job: Job, # what was trained
-    judge: Evaluator, # made once for the run
-    out: Path, # the run's folder
-    p: Preset, # the run
-    settings: Settings = Settings(), # device
-) -> Result: # as written to runs/<name>.json
+    job: Job,  # what was trained
+    judge: Evaluator,  # made once for the run
+    out: Path,  # the run's folder
+    p: Preset,  # the run
+    settings: Settings = Settings(),  # device
+) -> Result:  # as written to runs/<name>.json
     "Metrics of one finished SAE, on the device of the run"
-    sae, acts = load_sae(out/'saes'/job.name, settings.device), judge.acts
+    sae, acts = load_sae(out / 'saes' / job.name, settings.device), judge.acts
     e, identity = evaluate(sae, judge, full=False), job_identity(job, acts)
-    config = dict(preset=p.name, arch=job.arch, target=job.value, seed=job.seed, d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae,
-        sae=identity['config'], train=identity['train'], data=identity['data'], site=str(acts.site), key=identity['key'],
-        judged_on=judged_on(acts, p.n_lm), n_lm=e.metrics['lm_predictions'])
+    config = dict(
+        preset=p.name,
+        arch=job.arch,
+        target=job.value,
+        seed=job.seed,
+        d_in=sae.cfg.d_in,
+        d_sae=sae.cfg.d_sae,
+        sae=identity['config'],
+        train=identity['train'],
+        data=identity['data'],
+        site=str(acts.site),
+        key=identity['key'],
+        judged_on=judged_on(acts, p.n_lm),
+        n_lm=e.metrics['lm_predictions'],
+    )
     history = sae.metadata['jumprelu_sae'].get('history', [])
     r = Result(job.name, config, e.metrics, e.arrays | dict(history=history), e.env)
-    r.save(out/'runs'/f'{job.name}.json')
+    r.save(out / 'runs' / f'{job.name}.json')
     return r
 
 def evaluate_all(

@@ -18,49 +18,57 @@ from .sites import parse_site
 @dataclass(frozen=True)
 class Preset:
     "What a run computes; checked when it is made. Where and how it runs is in `core.Settings`"
-    name: str # as on the command line
-    about: str # in one line
-    model: str # as `load_lm` takes it
-    corpus: str # as `load_corpus` takes it
-    site: str # such as 'resid.9'
-    n_train: int # training activations
-    d_sae: int # latents
-    grid: dict # architecture -> the values of its sparsity setting
-    seq_len: int = 128 # tokens a row, BOS included
-    n_val: int = 16_384 # validation activations: tuning is judged on them
-    n_test: int = 32_768 # held-out activations: L0, FVU, dead latents
-    n_lm: int = 4096 # held-out tokens of the language-model loss
-    batch: int = 512 # activations a step
-    seeds: tuple = (0,) # of initial weights and data order
-    centre: bool = True # subtract the training mean (departure)
-    massive: float = 20. # ‖x‖² above so many training medians is a massive token
-    recipe: str = 'short' # of every architecture of the grid: 'short' or 'paper'
-    schedule: dict = field(default_factory=dict) # settings of `TrainConfig` for all, on top of the recipe's
-    recipes: dict = field(default_factory=dict) # architecture -> dict(setting, sae, train) of its own
+
+    name: str  # as on the command line
+    about: str  # in one line
+    model: str  # as `load_lm` takes it
+    corpus: str  # as `load_corpus` takes it
+    site: str  # such as 'resid.9'
+    n_train: int  # training activations
+    d_sae: int  # latents
+    grid: dict  # architecture -> the values of its sparsity setting
+    seq_len: int = 128  # tokens a row, BOS included
+    n_val: int = 16_384  # validation activations: tuning is judged on them
+    n_test: int = 32_768  # held-out activations: L0, FVU, dead latents
+    n_lm: int = 4096  # held-out tokens of the language-model loss
+    batch: int = 512  # activations a step
+    seeds: tuple = (0,)  # of initial weights and data order
+    centre: bool = True  # subtract the training mean (departure)
+    massive: float = 20.0  # ‖x‖² above so many training medians is a massive token
+    recipe: str = 'short'  # of every architecture of the grid: 'short' or 'paper'
+    schedule: dict = field(default_factory=dict)  # settings of `TrainConfig` for all, on top of the recipe's
+    recipes: dict = field(default_factory=dict)  # architecture -> dict(setting, sae, train) of its own
 
     def __post_init__(self):
         check_texts(self)
         check_sizes(self)
         check_grid(self)
 
-    def recipe_of(self,
-        arch: str, # of the grid
+    def recipe_of(
+        self,
+        arch: str,  # of the grid
     ) -> Recipe:
         "The named recipe, with the preset's own part for an architecture that has one"
         named = RECIPES[self.recipe]
         return replace(named, part=self.recipes[arch]) if arch in self.recipes else named
 
-    def plan(self,
-        arch: str, # of the grid
-        value: float|None = None, # of its sparsity setting; None: the first of the grid
-        seed: int = 0, # of weights and order
-        d_in: int = 1, # dimensions of an activation
-        **changes, # settings of the SAE or of its training that differ; name, n_tokens
-    ) -> Plan: # of one SAE
+    def plan(
+        self,
+        arch: str,  # of the grid
+        value: float | None = None,  # of its sparsity setting; None: the first of the grid
+        seed: int = 0,  # of weights and order
+        d_in: int = 1,  # dimensions of an activation
+        **changes,  # settings of the SAE or of its training that differ; name, n_tokens
+    ) -> Plan:  # of one SAE
         "What is trained, and how; UserError for settings that do not fit"
         value = self.grid[arch][0] if value is None else value
         recipe = self.recipe_of(arch)
-        settings = dict(name=f'{arch}-{value:g}-seed{seed}', n_tokens=self.n_train) | self.schedule | {recipe[arch]['setting']: value} | changes
+        settings = (
+            dict(name=f'{arch}-{value:g}-seed{seed}', n_tokens=self.n_train)
+            | self.schedule
+            | {recipe[arch]['setting']: value}
+            | changes
+        )
         return plan_sae(arch, d_in, d_sae=self.d_sae, recipe=recipe, seed=seed, batch=self.batch, **settings)
 
 # %% ../nbs/41_presets.ipynb #6e227ac5
@@ -77,18 +85,23 @@ def check_sizes(p: Preset) -> None:
     "Whole numbers in their ranges, and against each other"
     for name, least in dict(n_train=1, n_val=1, n_test=1, n_lm=1, batch=1, d_sae=1, seq_len=3).items():
         v = getattr(p, name)
-        if not is_whole(v) or v < least: raise UserError(f'{name}={v!r}: want a whole number, at least {least}')
+        if not is_whole(v) or v < least:
+            raise UserError(f'{name}={v!r}: want a whole number, at least {least}')
     if p.n_train < p.batch:
         raise UserError(f'a token budget of {p.n_train} makes no batch of {p.batch}: ask for at least {p.batch} tokens')
     if p.n_lm > p.n_test:
-        raise UserError(f'n_lm={p.n_lm} predictions want as many held-out tokens, and n_test={p.n_test}: lower n_lm or raise n_test')
+        raise UserError(
+            f'n_lm={p.n_lm} predictions want as many held-out tokens, and n_test={p.n_test}: lower n_lm or raise n_test'
+        )
     if not is_number(p.massive) or p.massive <= 1:
         raise UserError(f'massive={p.massive!r}: want a multiple of the median above 1, such as 20')
     if not isinstance(p.seeds, (tuple, list)) or not p.seeds:
         raise UserError(f'seeds={p.seeds!r}: want at least one, such as (0,)')
     for s in p.seeds:
-        if not is_whole(s) or s < 0: raise UserError(f'seed {s!r}: want a whole number, at least 0')
-    if len(set(p.seeds)) < len(p.seeds): raise UserError(f'seeds={p.seeds!r}: a seed is given twice')
+        if not is_whole(s) or s < 0:
+            raise UserError(f'seed {s!r}: want a whole number, at least 0')
+    if len(set(p.seeds)) < len(p.seeds):
+        raise UserError(f'seeds={p.seeds!r}: a seed is given twice')
 
 def check_grid(p: Preset) -> None:
     "Registered architectures, each with sparsities that fit, a recipe that is known and a schedule that fits the run"
@@ -116,23 +129,68 @@ LAPTOP = Preset('laptop', 'Gemma 3 270M, layer 9, the presidential addresses: 5 
     'gemma3-270m', 'sotu', 'resid.9', n_train=249_856, d_sae=2048,
     grid=dict(relu=(.04, .062, .09, .13), gated=(.055, .08, .12, .18), topk=L0S, batchtopk=L0S, jumprelu=L0S))
 
-TINY = replace(LAPTOP, name='tiny', about='a tiny random Gemma 2 on generated text: the whole road in seconds',
-    model='tiny-gemma2', corpus='generated', site='resid.2', n_train=8192, d_sae=64, seq_len=32, n_val=1024, n_test=2048,
-    n_lm=512, batch=256, grid=dict(relu=(.5, 1.), gated=(1., 2.), topk=(4, 8), batchtopk=(4, 8), jumprelu=(4, 8)))
+TINY = replace(
+    LAPTOP,
+    name='tiny',
+    about='a tiny random Gemma 2 on generated text: the whole road in seconds',
+    model='tiny-gemma2',
+    corpus='generated',
+    site='resid.2',
+    n_train=8192,
+    d_sae=64,
+    seq_len=32,
+    n_val=1024,
+    n_test=2048,
+    n_lm=512,
+    batch=256,
+    grid=dict(relu=(0.5, 1.0), gated=(1.0, 2.0), topk=(4, 8), batchtopk=(4, 8), jumprelu=(4, 8)),
+)
 
 SIX = (8, *L0S, 256)
 
-FULL = replace(LAPTOP, name='laptop-full', about='the same at 1M tokens, six sparsities and three seeds, in the background',
-    n_train=999_936, seeds=(0, 1, 2), grid=dict(relu=(.0155, .03, .053, .088, .13, .195),
-        gated=(.037, .055, .08, .12, .18, .27), topk=SIX, batchtopk=SIX, jumprelu=SIX))
+FULL = replace(
+    LAPTOP,
+    name='laptop-full',
+    about='the same at 1M tokens, six sparsities and three seeds, in the background',
+    n_train=999_936,
+    seeds=(0, 1, 2),
+    grid=dict(
+        relu=(0.0155, 0.03, 0.053, 0.088, 0.13, 0.195),
+        gated=(0.037, 0.055, 0.08, 0.12, 0.18, 0.27),
+        topk=SIX,
+        batchtopk=SIX,
+        jumprelu=SIX,
+    ),
+)
 
-GEMMA_2B = replace(LAPTOP, name='gemma-2-2b', about='Gemma 2 2B, layer 12, a streamed corpus, on one GPU',
-    model='google/gemma-2-2b', corpus='hf:monology/pile-uncopyrighted', site='resid.12', n_train=4_096_000, d_sae=16_384,
-    seq_len=1024, batch=4096, n_test=131_072, n_lm=65_536)
+GEMMA_2B = replace(
+    LAPTOP,
+    name='gemma-2-2b',
+    about='Gemma 2 2B, layer 12, a streamed corpus, on one GPU',
+    model='google/gemma-2-2b',
+    corpus='hf:monology/pile-uncopyrighted',
+    site='resid.12',
+    n_train=4_096_000,
+    d_sae=16_384,
+    seq_len=1024,
+    batch=4096,
+    n_test=131_072,
+    n_lm=65_536,
+)
 
-GEMMA_9B = replace(GEMMA_2B, name='gemma-2-9b', about="Gemma 2 9B, layer 20, width 131k, the paper's recipe; the paper saw 8 billion tokens",
-    model='google/gemma-2-9b', site='resid.20', n_train=20_480_000, d_sae=131_072, centre=False, recipe='paper',
-    schedule=dict(sparsity_warmup=2500), grid=dict(jumprelu=(3e-4, 6e-4, 1e-3), topk=(32, 64, 128)))
+GEMMA_9B = replace(
+    GEMMA_2B,
+    name='gemma-2-9b',
+    about="Gemma 2 9B, layer 20, width 131k, the paper's recipe; the paper saw 8 billion tokens",
+    model='google/gemma-2-9b',
+    site='resid.20',
+    n_train=20_480_000,
+    d_sae=131_072,
+    centre=False,
+    recipe='paper',
+    schedule=dict(sparsity_warmup=2500),
+    grid=dict(jumprelu=(3e-4, 6e-4, 1e-3), topk=(32, 64, 128)),
+)
 
 PRESETS = {p.name: p for p in (TINY, LAPTOP, FULL, GEMMA_2B, GEMMA_9B)}
 

@@ -192,19 +192,25 @@ def does_not_fit(
     return said
 
 def probe_lines(
-    m: dict, # of `probe`
-    free_disk: int, # bytes
-    free_gpu: int|None = None, # bytes of the GPU, if there is one
-) -> list[str]: # sentences
+    m: dict,  # of `probe`
+    free_disk: int,  # bytes
+    free_gpu: int | None = None,  # bytes of the GPU, if there is one
+) -> list[str]:  # sentences
     "A probe in words; what does not fit comes first"
     need, r, h = m['need'], m['rates'], m['hours']
-    model, saes, disk = (need[k]/GIB for k in ('model_bytes', 'train_bytes', 'store_bytes'))
+    model, saes, disk = (need[k] / GIB for k in ('model_bytes', 'train_bytes', 'store_bytes'))
     return [
         f"{m['preset']}: {m['model']} on {m['device']}, {m['dtype']} (weights: {m['label']})",
         *does_not_fit(need, free_disk, free_gpu),
         f'memory: model {model:.1f} GiB, SAEs in training {saes:.1f} GiB; disk: {disk:.1f} GiB',
-        f"harvest: {r['harvest']:,.0f} tokens/s, {100*m['harvest_share']:.0f} % of a large matrix product's rate "
-        f"({m['matrix_flops']/1e12:.2f} · 10¹² operations/s): {duration(h['harvest'])}",
-        f"training: {r['train']:,.0f} tokens/s an SAE (timed on {m['trained']}): {duration(h['train'])} for {need['saes']} SAEs one after the other",
+        (
+            f"harvest: {r['harvest']:,.0f} tokens/s, {100*m['harvest_share']:.0f} % of a large matrix product's rate "
+            f"({m['matrix_flops']/1e12:.2f} · 10¹² operations/s): {duration(h['harvest'])}"
+        ),
+        (
+            f"training: {r['train']:,.0f} tokens/s an SAE (timed on {m['trained']}): {duration(h['train'])} for"
+            f" {need['saes']} SAEs one after the other"
+        ),
         f"evaluation: {r['losses']:,.0f} tokens/s: {duration(h['evaluate'])}",
-        f'together about {duration(sum(h.values()))}']
+        f'together about {duration(sum(h.values()))}',
+    ]

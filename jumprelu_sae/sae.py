@@ -445,8 +445,8 @@ class GatedSAE(SAE):
         gate = self.pre(x)
         f, g = self.activations(gate), gate.relu()
         aux = (x - g @ self.W_dec.detach() - self.b_dec.detach()).square().sum(-1).mean()
-        penalty = self.cfg.coef * (g @ self.W_dec.norm(dim=1)).mean()
-        t = dict(mse=(x - self.decode(f)).square().sum(-1).mean(), sparsity=warm * penalty, aux=aux)
+        sparsity = warm * self.cfg.coef * (g @ self.W_dec.norm(dim=1)).mean()
+        t = dict(mse=(x - self.decode(f)).square().sum(-1).mean(), sparsity=sparsity, aux=aux)
         return dict(loss=sum(t.values()), **t, **self.statistics(f))
 
     def support_threshold(self) -> Tensor:

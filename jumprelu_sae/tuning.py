@@ -29,12 +29,14 @@ TUNE_TOKENS = 249_856 # tokens a tuning run sees at most
 TUNE_GRID = dict(lr=(2e-3, 4e-3, 8e-3), lr_decay=(.2, .5))
 
 def knob_of(
-    p: Preset, # the run
-    arch: str, # of its grid
-) -> tuple[str, tuple]: # the setting, and its two values
-    "What is tuned of an architecture beside its learning rate; without a knob, its sparsity setting at the L0 of interest"
+    p: Preset,  # the run
+    arch: str,  # of its grid
+) -> tuple[str, tuple]:  # the setting, and its two values
+    """What is tuned of an architecture beside its learning rate; without a knob, its sparsity setting at the L0 of
+    interest"""
     tuning = architecture(arch).tuning
-    if tuning: return tuning['knob'], tuple(tuning['values'])
+    if tuning:
+        return tuning['knob'], tuple(tuning['values'])
     return p.recipe_of(arch)[arch]['setting'], (TUNE_AT,)
 
 def tune_jobs(
@@ -106,26 +108,33 @@ def rows_to_keep(
     return keep
 
 def tune(
-    preset: str|Preset = 'laptop', # whose data
-    settings: Settings = Settings(), # device, folder (default: reports/<preset>-tuning), …
-    only: str|None = None, # one architecture; the others' rows stay
-    say = log.info, # takes a line
-) -> dict: # what is written to tuning.json
+    preset: str | Preset = 'laptop',  # whose data
+    settings: Settings = Settings(),  # device, folder (default: reports/<preset>-tuning), …
+    only: str | None = None,  # one architecture; the others' rows stay
+    say=log.info,  # takes a line
+) -> dict:  # what is written to tuning.json
     "Equally many runs for each architecture, judged on validation documents; resumable, and added to what is there"
     p = as_preset(preset)
     tune_jobs(p, only)  # what is misspelt is said before anything is loaded
-    out = make_folder(settings.out or Path('reports')/f'{p.name}-tuning')
+    out = make_folder(settings.out or Path('reports') / f'{p.name}-tuning')
     with threads(settings.threads):
         p = replace(p, corpus=pinned(p.corpus, out))
         acts, settings = get_activations(p, settings, out, Stages(say))
         keys = {job_identity(j, acts)['key']: j.name for j in tune_jobs(p, d_in=acts.d_in)}
-        rows = {r['key']: r for r in rows_to_keep(out/'tuning.json', keys)}
+        rows = {r['key']: r for r in rows_to_keep(out / 'tuning.json', keys)}
         for j in tune_jobs(p, only, acts.d_in):
             r = tuned_result(j, acts, out, settings)
             rows[r.config['key']] = tuning_row(j, r, knob_of(p, j.arch)[0])
-            table = dict(format=1, preset=p.name, n_tokens=min(TUNE_TOKENS, p.n_train), at_l0=TUNE_AT,
-                judged_on='validation documents', rows=[rows[k] for k in keys if k in rows], env=run_env(settings.device))
-            write_json(out/'tuning.json', table)
+            table = dict(
+                format=1,
+                preset=p.name,
+                n_tokens=min(TUNE_TOKENS, p.n_train),
+                at_l0=TUNE_AT,
+                judged_on='validation documents',
+                rows=[rows[k] for k in keys if k in rows],
+                env=run_env(settings.device),
+            )
+            write_json(out / 'tuning.json', table)
             m = r.metrics
             say(f"{j.name}: L0 {m['l0']:.1f}, FVU {m['fvu']:.4f}, dead {m['dead']:.3f}")
     return table
