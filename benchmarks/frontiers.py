@@ -7,6 +7,7 @@ Finished SAEs, stores and evaluations are kept under --out and the cache; stop a
 import argparse, shutil
 from dataclasses import replace
 from pathlib import Path
+from jumprelu_sae.core import Settings
 from jumprelu_sae.presets import LAPTOP
 from jumprelu_sae.reproduction import reproduce
 
@@ -27,7 +28,7 @@ if __name__ == '__main__':
     p.add_argument('--out', type=Path, default=Path('reports/frontiers'), help='where SAEs and checkpoints go')
     a = p.parse_args()
     for name in a.names or RUNS:
-        reproduce(RUNS[name], a.out/name, progress=False, report=False)
+        reproduce(RUNS[name], a.out/name, Settings(progress=False), report=False, say=print)
         to = RESULTS/f'laptop-{name}'
         to.mkdir(exist_ok=True)
         for f in ('results.json', 'frontier.csv'): shutil.copy(a.out/name/f, to/f)

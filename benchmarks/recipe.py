@@ -11,16 +11,33 @@ import argparse, math, time
 from dataclasses import replace
 from pathlib import Path
 import torch
-from jumprelu_sae.core import TensorStream, fingerprint, read_json, run_env, write_json
+from jumprelu_sae.activations import Activations, activations
+from jumprelu_sae.core import Settings, fingerprint, read_json, run_env, write_json
 from jumprelu_sae.evaluate import LMEval, evaluate_activations
-from jumprelu_sae.recipe import AUXK, PAPER, SHORT, SHORT_RUN
-from jumprelu_sae.reproduction import Stages, get_data, get_preset
-from jumprelu_sae.sae import SAEConfig, make_sae
+from jumprelu_sae.presets import Preset, get_preset
+from jumprelu_sae.recipe import PAPER, SHORT
+from jumprelu_sae.sae import AUXK, SAEConfig, make_sae
 from jumprelu_sae.train import TrainConfig, Trainer, train_saes
 
 OUT = Path(__file__).parent.parent/'results'/'recipe'
 L0 = 32
+N_TOKENS, N_PAPER = 249_856, 999_936  # training tokens of a run, of a run of `paper`
 KEYS = dict(k=L0, target_l0=float(L0))
+LETTER = PAPER['jumprelu']
+
+
+class ToTheLetter(TrainConfig):
+    """A run that may end before its warm-ups do. `TrainConfig` refuses that, rightly so; here it is the question:
+    what do the paper's warm-ups of 1,000 and 10,000 steps do in a run of some hundred? The factors of each step are
+    those of `lr_factor` and `sparsity_factor`; the later ones are never reached."""
+    def check_warmups(self) -> None: pass
+
+
+def get_acts(p: Preset) -> Activations:
+    "A preset's activations, in memory"
+    settings = Settings(in_memory=True, progress=False)
+    return activations(p.model, p.corpus, site=p.site, n_train=p.n_train, n_val=p.n_val, n_test=p.n_test,
+        seq_len=p.seq_len, massive=p.massive, centre=p.centre, settings=settings)
 
 
 class Controlled(Trainer):
@@ -28,7 +45,7 @@ class Controlled(Trainer):
     def one_step(self) -> dict:
         terms = super().one_step()
         for n, s in self.saes.items():
-            if not s.selects: self.control(s, float(terms[n]['l0']))
+            if s.selection is None: self.control(s, float(terms[n]['l0']))
         return terms
 
 
@@ -53,21 +70,29 @@ class PerLatent(Controlled):
         s.cfg.bandwidth = (2*d[k - 1]).clamp(.005, .5)
 
 
-def run(data, name, arch, sae, train, init=None, seed=0, fixed=False, control=None, path='auto') -> dict:
+TRAINERS = {None: Trainer, 'lambda': Lambda, 'anneal': Annealed, 'latent': PerLatent}
+
+
+def run(acts, name, arch, sae, train, init=None, seed=0, fixed=False, control=None, path='auto',
+        n_tokens=N_TOKENS) -> dict:
     "Train one SAE, judge it on the validation documents"
-    cfg = TrainConfig(n_tokens=249_856, batch=512, **(SHORT_RUN | train))
-    stream = TensorStream(data.x_train, cfg.batch, seed, data.scaler)
-    s = make_sae(SAEConfig(arch, data.x_train.shape[1], 2048, **sae), seed)
-    if init: s.init_thresholds(data.scaler(data.x_train[stream.order(0)[:8192]]), init)
+    cfg = ToTheLetter(n_tokens=n_tokens, batch=512, **(SHORT.schedule | train))
+    stream = acts.stream(cfg.batch, seed)
+    def some(n): return acts.scaler(stream.x[stream.permutation(0)[:n]])
+    s = make_sae(SAEConfig(arch, acts.d_in, 2048, **sae), seed)
+    if init: s.init_thresholds(some(8192), init)
     if fixed: s.theta_param.requires_grad_(False)
     t = time.monotonic()
-    tr = {None: Trainer, 'lambda': Lambda, 'anneal': Annealed, 'latent': PerLatent}[control]({'s': s}, stream, cfg, path=path)
-    tr.sample = data.scaler(data.x_train[stream.order(0)[:4096]])
+    tr = TRAINERS[control]({'s': s}, stream, cfg, path=path)
+    tr.sample = some(4096)
     tr = train_saes(tr, progress=False)
-    val = data.stores['val']
-    m, _ = evaluate_activations(s, data.scaler, val['x'], val['doc'], data.rule, mean=data.mean)
-    return dict(name=name, arch=arch, seed=seed, sae=sae, train=train, init=init, theta_fixed=fixed, control=control, l0=m['l0'], fvu=m['fvu'], dead=m['dead'], shrinkage=m.get('shrinkage'),
-        final_train_error=tr.history['s'][-1][2], seconds=time.monotonic() - t)
+    # one bandwidth a latent is no setting that an SAE could be saved with; a finished one has no use for it
+    if control == 'latent': s.cfg = replace(s.cfg, bandwidth=float(s.cfg.bandwidth.median()))
+    val = acts.part('val')
+    m, _ = evaluate_activations(s.eval().finish(acts.scaler), val['x'], val['doc'], acts.rule, mean=acts.mean)
+    how = dict(name=name, arch=arch, seed=seed, sae=sae, train=train, init=init, theta_fixed=fixed, control=control)
+    got = dict(l0=m['l0'], fvu=m['fvu'], dead=m['dead'], shrinkage=m.get('shrinkage'))
+    return how | got | dict(final_train_error=tr.history['s'][-1][2], seconds=time.monotonic() - t)
 
 
 def spec(arch, sae=None, train=None, **kw):
@@ -87,8 +112,10 @@ def ingredients() -> dict:
         'bandwidth 0.02': J(dict(bandwidth=.02)), 'bandwidth 0.2': J(dict(bandwidth=.2)), 'KDE estimator': J(dict(estimator='kde')), 
         'raw θ': J(dict(log_threshold=False), dict(threshold_lr=1e-3)), 'threshold lr 1e-3': J(t=dict(threshold_lr=1e-3)), 'target of each example': J(dict(per_example=True, coef=1.)),
         'plain': P(init=L0), 'plain + start': P(dict(start='topk'), dict(start=.5)), 'plain + momentum': P(t=dict(beta1=.9), init=L0), 'plain + dead latents': P(dict(aux_coef=AUXK, dead_coef=.01), init=L0), 'plain + bandwidth 0.2': P(dict(bandwidth=.2), init=L0)}
-    out["the paper's recipe"] = dict(arch='jumprelu', sae=PAPER['sae'] | dict(coef=6e-4), train=PAPER['train'] | dict(lr_warmup=1000, sparsity_warmup=10_000, lr_decay=0., dead_after=10_000_000))
-    out["the paper's recipe, warm-ups shortened"] = dict(arch='jumprelu', sae=PAPER['sae'] | dict(coef=6e-4), train=PAPER['train'])
+    letter = dict(lr_warmup=1000, sparsity_warmup=10_000, lr_decay=0., dead_after=10_000_000)
+    paper_sae, paper_train = LETTER['sae'] | dict(coef=6e-4), LETTER['train']
+    out["the paper's recipe"] = dict(arch='jumprelu', sae=paper_sae, train=paper_train | letter)
+    out["the paper's recipe, warm-ups shortened"] = dict(arch='jumprelu', sae=paper_sae, train=paper_train)
     out |= {'a controller sets λ': J() | dict(control='lambda'), 'bandwidth annealed, 0.2 to 0.02': J() | dict(control='anneal'),
         'bandwidth of each latent': J() | dict(control='latent', path='dense'), 'tanh penalty': J(dict(penalty='tanh', target_l0=22.)), "Gated with free rows (RI-L1)": dict(arch='gated', sae=dict(coef=.33), train=dict(lr=8e-3)), "Gated with unit rows": spec('gated', dict(coef=.14))}
     survivors = ('short recipe', 'without the start (quantiles)', 'start by BatchTopK', 'without momentum', 'KDE estimator', 'target of each example', 'a controller sets λ', 'bandwidth annealed, 0.2 to 0.02', 'bandwidth of each latent', 'tanh penalty')
@@ -125,24 +152,35 @@ def ablation(level=True) -> dict:
 
 def paper() -> dict:
     "PAPER at a million tokens: to the letter (its batch, its warm-ups in steps), and with warm-ups as fractions of the run and the laptop's batch, so that λ is reached"
-    short = dict(sae=PAPER['sae'], train=PAPER['train'] | SHORT_RUN | dict(lr_decay=0.), batch=512)
-    rows = {'to the letter, λ = 0.0006': dict(sae=PAPER['sae'] | dict(coef=6e-4), train=PAPER['train'], batch=4096)} | {
-        f'warm-ups shortened, λ = {c:g}': short | dict(sae=PAPER['sae'] | dict(coef=c)) for c in (6e-4, 6e-2)}
+    short = dict(train=LETTER['train'] | SHORT.schedule | dict(lr_decay=0.), batch=512)
+    letter = dict(train=LETTER['train'], batch=4096)
+    def at(coef, how): return dict(sae=LETTER['sae'] | dict(coef=coef)) | how
+    rows = {'to the letter, λ = 0.0006': at(6e-4, letter)}
+    rows |= {f'warm-ups shortened, λ = {c:g}': at(c, short) for c in (6e-4, 6e-2)}
     return {f'{n}, seed {s}': r | dict(seed=s) for s in range(3) for n, r in rows.items()}
 
 
-def run_paper(data, lm_eval, name, sae, train, batch, seed) -> dict:
+def run_paper(acts, lm_eval, name, sae, train, batch, seed, n_tokens=N_PAPER) -> dict:
     "Train by the paper's recipe, judge on the test documents"
-    cfg = TrainConfig(n_tokens=999_936, batch=batch, **train)
-    s = make_sae(SAEConfig('jumprelu', data.x_train.shape[1], 2048, **sae), seed)
+    cfg = ToTheLetter(n_tokens=n_tokens, batch=batch, **train)
+    s = make_sae(SAEConfig('jumprelu', acts.d_in, 2048, **sae), seed)
     t = time.monotonic()
-    tr = train_saes(Trainer({'s': s}, TensorStream(data.x_train, batch, seed, data.scaler), cfg), progress=False)
-    test = data.stores['test']
-    m, _ = evaluate_activations(s, data.scaler, test['x'], test['doc'], data.rule, mean=data.mean)
-    d, _ = lm_eval.delta(s, data.scaler, data.rule)
-    th = s.threshold.detach()
-    return dict(name=name, arch='jumprelu', seed=seed, sae=sae, train=train, batch=batch, n_tokens=cfg.n_tokens, n_steps=cfg.n_steps, l0=m['l0'], fvu=m['fvu'], dead=m['dead'], delta_lm_loss=d['delta_lm_loss'],
-        threshold_median=float(th.median()), history=tr.history['s'], seconds=time.monotonic() - t)
+    tr = train_saes(Trainer({'s': s}, acts.stream(batch, seed), cfg), progress=False)
+    test, done = acts.part('test'), s.eval().finish(acts.scaler)
+    m, _ = evaluate_activations(done, test['x'], test['doc'], acts.rule, mean=acts.mean)
+    d, _ = lm_eval.delta(done, acts.rule)
+    how = dict(name=name, arch='jumprelu', seed=seed, sae=sae, train=train, batch=batch)
+    how |= dict(n_tokens=cfg.n_tokens, n_steps=cfg.n_steps)
+    got = dict(l0=m['l0'], fvu=m['fvu'], dead=m['dead'], delta_lm_loss=d['delta_lm_loss'])
+    got |= dict(threshold_median=float(s.threshold.detach().median()), history=tr.history['s'])
+    return how | got | dict(seconds=time.monotonic() - t)
+
+
+def new_file(part: str, preset: str) -> dict:
+    "What a part's results begin with"
+    where = dict(n_tokens=N_TOKENS, at_l0=L0, judged_on='validation documents')
+    if part == 'paper': where = dict(n_tokens=N_PAPER, at_l0=L0, judged_on='test documents')
+    return dict(format=1, preset=preset, **where, command=f'python benchmarks/recipe.py {part}', rows={})
 
 
 if __name__ == '__main__':
@@ -150,17 +188,19 @@ if __name__ == '__main__':
     p.add_argument('part', nargs='+', choices=('ingredients', 'levels', 'ablation', 'paper'))
     p.add_argument('--only', default='', help='runs whose name begins so')
     a = p.parse_args()
-    data = lm_eval = None
+    known = {}  # preset -> its activations
     for part in a.part:
         preset = 'laptop-full' if part == 'paper' else 'laptop'
-        if data is None or part == 'paper': data = get_data(get_preset(preset), Stages(), progress=False)
-        if part == 'paper': lm_eval = LMEval(data.lm, data.tokens['test'], data.site, get_preset(preset).n_lm)
+        if preset not in known: known = {preset: get_acts(get_preset(preset))}
+        acts = known[preset]
+        if part == 'paper': lm_eval = LMEval(acts.lm, acts.tokens['test'], acts.site, get_preset(preset).n_lm)
         path = OUT/f'{part}.json'
-        d = read_json(path) if path.exists() else dict(format=1, preset=preset, n_tokens=999_936 if part == 'paper' else 249_856, at_l0=L0, judged_on='test documents' if part == 'paper' else 'validation documents', command=f'python benchmarks/recipe.py {part}', rows={})
+        d = read_json(path) if path.exists() else new_file(part, preset)
         for name, r in globals()[part]().items():
             key = fingerprint(r)
             if not name.startswith(a.only) or d['rows'].get(name, {}).get('key') == key: continue
-            row = (run_paper(data, lm_eval, name, **r) if part == 'paper' else run(data, name, **r)) | dict(key=key)
-            d['rows'][name] = row
+            row = run_paper(acts, lm_eval, name, **r) if part == 'paper' else run(acts, name, **r)
+            d['rows'][name] = row | dict(key=key)
             write_json(path, d | dict(env=run_env()))
-            print(f"{name:45} L0 {row['l0']:6.1f}  FVU {row['fvu']:.4f}  dead {row['dead']:.3f}  {row['seconds']:.0f} s", flush=True)
+            scores = f"L0 {row['l0']:6.1f}  FVU {row['fvu']:.4f}  dead {row['dead']:.3f}"
+            print(f"{name:45} {scores}  {row['seconds']:.0f} s", flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from jumprelu_sae.core import SyntheticStream, cache_dir, read_json, run_env, write_json
 from jumprelu_sae.sae import SAEConfig, make_sae
-from jumprelu_sae.sparse import bags, find_support, line
+from jumprelu_sae.sparse import bags, find_support
 from jumprelu_sae.train import TrainConfig, Trainer, make_adam, train_saes
 
 here = Path(__file__).parent
@@ -160,7 +160,10 @@ def part_curves(a) -> dict:
             seconds={k: r['seconds'] for k, r in runs.items()}, switches=runs['auto']['log'], largest_relative_difference={k: gap(k, 'dense64' if k == 'sparse64' else 'dense') for k in ('sparse', 'auto', 'nudged', 'sparse64')})
         print(name, {k: out[name][k] for k in ('seconds', 'switches', 'largest_relative_difference')}, 'final L0', runs['sparse']['history'][-1][3], flush=True)
         # which latents would an optimiser have touched?
-        touched = lambda b: find_support(SyntheticStream(256, 1024, 24., b).draw(b)[0], last.W_enc, last.b_enc, line(last))[0].latent.unique().numel()/2048
+        def touched(b):
+            x = SyntheticStream(256, 1024, 24., b).draw(b)[0]
+            support, _ = find_support(x, last.W_enc, last.b_enc, last.support_threshold())
+            return support.latent.unique().numel()/2048
         out[name]['touched'] = {b: touched(b) for b in (128, 512, 2048, 4096)}
         print('latents with a pair in a batch:', out[name]['touched'], flush=True)
     return out
