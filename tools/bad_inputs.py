@@ -1,12 +1,15 @@
 """Give the library what it should refuse, and see what it says.
 
-Each case is one line of Python, run in an empty folder with the names of `Bench` below and every public name of the package at hand.
-Right is a `UserError` of one line, before anything expensive; at the command line exit code 2 and one line. Wrong are tracebacks,
-several lines, a refusal that comes after a harvest, and above all silence. A case of `EITHER` may also be answered, if the answer is
-right (its own assert). Behind `##` stands a pattern that the refusal must hold, where another reason could come first.
+Each case is one line of Python, run in an empty folder with the names of `Bench` below and every public name of the
+package at hand. Right is a `UserError` of one line, before anything expensive; at the command line exit code 2 and
+one line. Wrong are tracebacks, several lines, a refusal that comes after a harvest, and above all silence. A case of
+`EITHER` may also be answered, if the answer is right (its own assert). Behind `##` stands a pattern that the refusal
+must hold, where another reason could come first.
 
-`python tools/bad_inputs.py [TEXT]` runs all cases, or those that hold TEXT in kind or line, and prints a table by kind; exit code 1 if one
-was answered wrongly. `--save` writes results/bad_inputs.json. `--line "CODE"` runs one line and shows its traceback: how to reproduce a fault."""
+`python tools/bad_inputs.py [TEXT]` runs all cases, or those that hold TEXT in kind or line, and prints a table by
+kind; exit code 1 if one was answered wrongly. `--save` writes results/bad_inputs.json. `--line "CODE"` runs one line
+and shows its traceback: how to reproduce a fault."""
+
 import contextlib
 import dataclasses
 import importlib
@@ -27,43 +30,66 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIB = 'jumprelu_sae'
-if str(ROOT) not in sys.path: sys.path.insert(0, str(ROOT))
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
-SECONDS = 60. # what a case may take
-DROP = object() # as a value of `Bench.edit`: take the key out
+SECONDS = 60.0  # what a case may take
+DROP = object()  # as a value of `Bench.edit`: take the key out
 
-# -- what the lines may use ------------------------------------------------------------------------------------------------------
+
+# -- what the lines may use --------------------------------------------------------------------------------------------
 class Wrong(Exception):
     "An answer at the command line that is neither one line and exit code 2 nor a success"
 
+
 class Stream:
     "An ActivationStream of somebody who has not heard of identity()"
+
     d_in = 32
-    def __iter__(self): return self
+
+    def __iter__(self):
+        return self
+
     def __next__(self):
         import torch
+
         return torch.randn(64, 32)
-    def state_dict(self): return {}
-    def load_state_dict(self, state): pass
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
 
 class Ending(Stream):
     "A stream that ends, which an endless one must not"
+
     left = 3
-    def identity(self): return dict(stream='ending')
+
+    def identity(self):
+        return dict(stream='ending')
+
     def __next__(self):
         self.left -= 1
-        if self.left < 0: raise StopIteration
+        if self.left < 0:
+            raise StopIteration
         return super().__next__()
+
 
 class Breaking(Ending):
     "A stream that fails in the middle"
+
     def __next__(self):
         self.left -= 1
-        if self.left < 0: raise RuntimeError('the disk is gone')
+        if self.left < 0:
+            raise RuntimeError('the disk is gone')
         return Stream.__next__(self)
+
 
 class Bench:
     "Small things to break, made once; each case gets fresh copies of the files"
+
     def __init__(self, root):
         self.root, self.made = Path(root), {}
 
@@ -71,153 +97,208 @@ class Bench:
         if key not in self.made:
             here, cache = os.getcwd(), os.environ.get('JUMPRELU_SAE_CACHE')
             os.chdir(self.root)
-            os.environ['JUMPRELU_SAE_CACHE'] = str(self.root/'cache')
-            try: self.made[key] = make()
+            os.environ['JUMPRELU_SAE_CACHE'] = str(self.root / 'cache')
+            try:
+                self.made[key] = make()
             finally:
                 os.chdir(here)
-                if cache is None: del os.environ['JUMPRELU_SAE_CACHE']
-                else: os.environ['JUMPRELU_SAE_CACHE'] = cache
+                if cache is None:
+                    del os.environ['JUMPRELU_SAE_CACHE']
+                else:
+                    os.environ['JUMPRELU_SAE_CACHE'] = cache
         return self.made[key]
 
-    def lm(self): # the tiny Gemma 2
+    def lm(self):  # the tiny Gemma 2
         return self.once('lm', lambda: js().load_lm('tiny-gemma2'))
 
-    def acts(self, site='resid.2', corpus='generated', seq_len=32, model=None, **more): # a few thousand activations
-        def make(): return js().activations(model or self.lm(), corpus, site=site, n_train=2048, n_val=512, n_test=1024, seq_len=seq_len, **more)
+    def acts(self, site='resid.2', corpus='generated', seq_len=32, model=None, **more):  # a few thousand activations
+        def make():
+            return js().activations(
+                model or self.lm(), corpus, site=site, n_train=2048, n_val=512, n_test=1024, seq_len=seq_len, **more
+            )
+
         return self.once(('acts', site, str(corpus), seq_len, model, *more.items()), make)
 
-    def done(self, arch='topk'): # a finished SAE, trained on acts()
-        settings = dict(l0=8) if arch in ('topk', 'batchtopk', 'jumprelu') else dict(coef=.5)
+    def done(self, arch='topk'):  # a finished SAE, trained on acts()
+        settings = dict(l0=8) if arch in ('topk', 'batchtopk', 'jumprelu') else dict(coef=0.5)
         return self.once(('done', arch), lambda: js().train_sae(arch, self.acts(), d_sae=64, batch=64, **settings))
 
-    def sae_dir(self, **changes): # a fresh copy of its folder; `changes` go into cfg.json
+    def sae_dir(self, **changes):  # a fresh copy of its folder; `changes` go into cfg.json
         def make():
-            self.done().save(self.root/'saved')
-            return self.root/'saved'
+            self.done().save(self.root / 'saved')
+            return self.root / 'saved'
+
         shutil.copytree(self.once('saved', make), 'sae')
-        if changes: self.edit('sae/cfg.json', **changes)
+        if changes:
+            self.edit('sae/cfg.json', **changes)
         return 'sae'
 
-    def own(self, **changes): # the same, with changes in the part of the metadata that is ours
+    def own(self, **changes):  # the same, with changes in the part of the metadata that is ours
         folder = self.sae_dir()
         meta = json.loads(Path('sae/cfg.json').read_text())['metadata']
         meta[LIB] = self.changed(meta[LIB], changes)
         self.edit('sae/cfg.json', metadata=meta)
         return folder
 
-    def untrained(self, name='topk', d_in=32, d_sae=64, **settings): # an SAE that is not finished
+    def untrained(self, name='topk', d_in=32, d_sae=64, **settings):  # an SAE that is not finished
         from jumprelu_sae.sae import SAEConfig, make_sae
+
         return make_sae(SAEConfig(name, d_in, d_sae, **settings))
 
-    def earlier(self, **changes): # a folder of the format before this one
+    def earlier(self, **changes):  # a folder of the format before this one
         import torch
         from jumprelu_sae.core import save_tensors, write_json
+
         torch.manual_seed(0)
-        t = dict(W_enc=torch.randn(8, 16), b_enc=torch.zeros(16), W_dec=torch.nn.functional.normalize(torch.randn(16, 8), dim=1), b_dec=torch.zeros(8))
-        t |= {'scaler.mean': torch.zeros(8), 'scaler.scale': torch.tensor(2., dtype=torch.float64)}
+        t = dict(
+            W_enc=torch.randn(8, 16),
+            b_enc=torch.zeros(16),
+            W_dec=torch.nn.functional.normalize(torch.randn(16, 8), dim=1),
+            b_dec=torch.zeros(8),
+        )
+        t |= {'scaler.mean': torch.zeros(8), 'scaler.scale': torch.tensor(2.0, dtype=torch.float64)}
         Path('sae').mkdir()
         sha = save_tensors('sae/sae.safetensors', t)
-        conf = dict(arch='relu', d_in=8, d_sae=16, coef=.1)
+        conf = dict(arch='relu', d_in=8, d_sae=16, coef=0.1)
         write_json('sae/sae.json', self.changed(dict(format=1, config=conf, sha256=sha, meta={}), changes))
         return 'sae'
 
-    def model_dir(self): # a fresh copy of a small Llama with its tokenizer
+    def model_dir(self):  # a fresh copy of a small Llama with its tokenizer
         def make():
             import transformers as T
             from tokenizers import Tokenizer, models, pre_tokenizers
+
             T.logging.set_verbosity_error()
             T.logging.disable_progress_bar()
             names = ['<pad>', '<bos>', '<eos>', 'a', 'b', 'the', 'river', 'lantern', 'opens', 'slowly']
             tok = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, unk_token='a'))
             tok.pre_tokenizer = pre_tokenizers.Whitespace()
             special = dict(bos_token='<bos>', eos_token='<eos>', pad_token='<pad>')
-            T.PreTrainedTokenizerFast(tokenizer_object=tok, **special).save_pretrained(self.root/'llama')
-            conf = T.LlamaConfig(vocab_size=len(names), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-                num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-            T.LlamaForCausalLM(conf).save_pretrained(self.root/'llama')
-            return self.root/'llama'
+            T.PreTrainedTokenizerFast(tokenizer_object=tok, **special).save_pretrained(self.root / 'llama')
+            conf = T.LlamaConfig(
+                vocab_size=len(names),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=64,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+            )
+            T.LlamaForCausalLM(conf).save_pretrained(self.root / 'llama')
+            return self.root / 'llama'
+
         shutil.copytree(self.once('llama', make), 'model')
         return 'model'
 
-    def trainer(self, arch='topk', stream=None, d_sae=64, seed=0, **more): # on activations from a seeded tensor
+    def trainer(self, arch='topk', stream=None, d_sae=64, seed=0, **more):  # on activations from a seeded tensor
         from jumprelu_sae.train import TrainConfig, Trainer
-        settings = dict(lr=1e-3, lr_warmup=.1, sparsity_warmup=.1) | {k: more.pop(k) for k in list(more) if k in {f.name for f in dataclasses.fields(TrainConfig)}}
+
+        settings = dict(lr=1e-3, lr_warmup=0.1, sparsity_warmup=0.1) | {
+            k: more.pop(k) for k in list(more) if k in {f.name for f in dataclasses.fields(TrainConfig)}
+        }
         own = more or (dict(k=8) if arch in ('topk', 'batchtopk') else {})
         from jumprelu_sae.sae import SAEConfig, make_sae
-        stream = self.rows() if stream is None else stream
-        return Trainer({'s': make_sae(SAEConfig(arch, 32, d_sae, **own), seed)}, stream, TrainConfig(**(dict(n_tokens=64*20, batch=64) | settings)))
 
-    def rows(self, seed=0, batch=64, order=0): # a TensorStream
+        stream = self.rows() if stream is None else stream
+        return Trainer(
+            {'s': make_sae(SAEConfig(arch, 32, d_sae, **own), seed)},
+            stream,
+            TrainConfig(**(dict(n_tokens=64 * 20, batch=64) | settings)),
+        )
+
+    def rows(self, seed=0, batch=64, order=0):  # a TensorStream
         import torch
         from jumprelu_sae.core import TensorStream
+
         return TensorStream(torch.randn(512, 32, generator=torch.Generator().manual_seed(seed)), batch, seed=order)
 
-    def checkpoint(self, **changes): # a folder with a checkpoint of trainer() at step 3; `changes` go into checkpoint.json
+    def checkpoint(
+        self, **changes
+    ):  # a folder with a checkpoint of trainer() at step 3; `changes` go into checkpoint.json
         t = self.trainer()
-        for _ in range(3): t.one_step()
+        for _ in range(3):
+            t.one_step()
         t.save('ckpt')
-        if changes: self.edit('ckpt/checkpoint.json', **changes)
+        if changes:
+            self.edit('ckpt/checkpoint.json', **changes)
         return 'ckpt'
 
-    def resumed(self, **changes): # the weights after training on from a changed checkpoint, and those of a run without one
+    def resumed(
+        self, **changes
+    ):  # the weights after training on from a changed checkpoint, and those of a run without one
         from jumprelu_sae.train import train_saes
+
         self.checkpoint(**changes)
         a = train_saes(self.trainer(), 'ckpt', progress=False)
         b = train_saes(self.trainer(), progress=False)
         return a.saes['s'].W_enc, b.saes['s'].W_enc
 
-    def untouched(self, trainer, folder='ckpt'): # load a checkpoint that must be refused, and see that nothing changed
+    def untouched(self, trainer, folder='ckpt'):  # load a checkpoint that must be refused, and see that nothing changed
         before = {k: v.clone() for k, v in trainer.saes['s'].state_dict().items()}, trainer.step
-        try: trainer.load(folder)
+        try:
+            trainer.load(folder)
         except ValueError:
             after = trainer.saes['s'].state_dict()
-            assert trainer.step == before[1] and all((after[k] == v).all() for k, v in before[0].items()), 'refused, but changed'
+            assert trainer.step == before[1] and all(
+                (after[k] == v).all() for k, v in before[0].items()
+            ), 'refused, but changed'
             raise
 
     @staticmethod
     def changed(d, changes):
         d = dict(d)
         for k, v in changes.items():
-            if v is DROP: d.pop(k, None)
-            else: d[k] = v
+            if v is DROP:
+                d.pop(k, None)
+            else:
+                d[k] = v
         return d
 
-    def edit(self, path, **changes): # a JSON file
+    def edit(self, path, **changes):  # a JSON file
         d = json.loads(Path(path).read_text(encoding='utf-8'))
         Path(path).write_text(json.dumps(self.changed(d, changes)), encoding='utf-8')
 
     @staticmethod
-    def tensors(path, keep_sha=False, **changes): # a .safetensors file: replace tensors, or take them out; the checksum beside it follows
+    def tensors(
+        path, keep_sha=False, **changes
+    ):  # a .safetensors file: replace tensors, or take them out; the checksum beside it follows
         from safetensors.torch import load_file, save_file
         from jumprelu_sae.core import sha256
+
         t = Bench.changed(load_file(path), changes)
         save_file(t, path, metadata=dict(format='pt'))
-        cfg = Path(path).parent/'cfg.json'
+        cfg = Path(path).parent / 'cfg.json'
         if cfg.exists() and not keep_sha:
             d = json.loads(cfg.read_text())
             d['metadata'][LIB]['sha256'] = sha256(path)
             cfg.write_text(json.dumps(d))
 
     @staticmethod
-    def only(path, fn): # a .safetensors file without the tensors whose name fn refuses
+    def only(path, fn):  # a .safetensors file without the tensors whose name fn refuses
         from safetensors.torch import load_file, save_file
+
         save_file({k: v for k, v in load_file(path).items() if fn(k)}, path, metadata=dict(format='pt'))
 
     @staticmethod
-    def write(path, content=''): # text or bytes
+    def write(path, content=''):  # text or bytes
         p = Path(path)
         p.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes): p.write_bytes(content)
-        else: p.write_text(content, encoding='utf-8')
+        if isinstance(content, bytes):
+            p.write_bytes(content)
+        else:
+            p.write_text(content, encoding='utf-8')
         return str(p)
 
     @staticmethod
-    def cut(path, share=.5): # a file broken off
+    def cut(path, share=0.5):  # a file broken off
         p = Path(path)
-        p.write_bytes(p.read_bytes()[:int(p.stat().st_size*share)])
+        p.write_bytes(p.read_bytes()[: int(p.stat().st_size * share)])
 
     @staticmethod
-    def flip(path): # a bit of a file
+    def flip(path):  # a bit of a file
         p = Path(path)
         raw = bytearray(p.read_bytes())
         raw[-5] ^= 1
@@ -227,6 +308,7 @@ class Bench:
     def parquet(path, **columns):
         import pyarrow as pa
         from pyarrow import parquet
+
         parquet.write_table(pa.table(columns), path)
         return path
 
@@ -236,45 +318,77 @@ class Bench:
         return path
 
     @staticmethod
-    def hide(module): # as if it were not installed, until the case ends
-        for m in [m for m in sys.modules if m == module or m.startswith(module + '.')]: sys.modules[m] = None
+    def hide(module):  # as if it were not installed, until the case ends
+        for m in [m for m in sys.modules if m == module or m.startswith(module + '.')]:
+            sys.modules[m] = None
         sys.modules[module] = None
 
     @staticmethod
-    def cli(line): # run a command line in this process: a refusal becomes a UserError again, anything else is Wrong
+    def cli(line):  # run a command line in this process: a refusal becomes a UserError again, anything else is Wrong
         from jumprelu_sae.cli import main
         from jumprelu_sae.core import UserError
+
         out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(shlex.split(line))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(shlex.split(line))
         said = err.getvalue()
         errors = [l for l in said.splitlines() if l.startswith('error: ')]
-        if code == 0: return out.getvalue()
-        if code != 2 or len(errors) != 1 or 'Traceback' in said or 'usage:' in said: raise Wrong(f'exit {code}: {said[-300:]!r}')
+        if code == 0:
+            return out.getvalue()
+        if code != 2 or len(errors) != 1 or 'Traceback' in said or 'usage:' in said:
+            raise Wrong(f'exit {code}: {said[-300:]!r}')
         raise UserError(errors[0].removeprefix('error: '))
 
-def js(): return importlib.import_module(LIB)
 
-FLOORS = 'core sae sparse intervals text lm sites harvest stream activations train recipe distributed evaluate frontier truth presets probe experiment tuning'
+def js():
+    return importlib.import_module(LIB)
+
+
+FLOORS = (
+    'core sae sparse intervals text lm sites harvest stream activations train recipe distributed evaluate frontier'
+    ' truth presets probe experiment tuning'
+)
+
 
 class Names(dict):
-    "The names a line may use: those of the bench, of the package's modules, and a few others; looked up when they are needed"
+    """The names a line may use: those of the bench, of the package's modules, and a few others; looked up when they
+    are needed"""
+
     def __init__(self, bench):
         own = {n: getattr(bench, n) for n in dir(bench) if not n.startswith('_')}
-        super().__init__(own, __name__='case', DROP=DROP, Stream=Stream, Ending=Ending, Breaking=Breaking, Path=Path, json=json, os=os, nan=float('nan'), inf=float('inf'),
-            replace=dataclasses.replace)
+        super().__init__(
+            own,
+            __name__='case',
+            DROP=DROP,
+            Stream=Stream,
+            Ending=Ending,
+            Breaking=Breaking,
+            Path=Path,
+            json=json,
+            os=os,
+            nan=float('nan'),
+            inf=float('inf'),
+            replace=dataclasses.replace,
+        )
 
     def __missing__(self, name):
-        if name == 'js': return js()
-        if name == 'torch': return importlib.import_module('torch')
+        if name == 'js':
+            return js()
+        if name == 'torch':
+            return importlib.import_module('torch')
         for m in FLOORS.split():
-            try: module = importlib.import_module(f'{LIB}.{m}')
+            try:
+                module = importlib.import_module(f'{LIB}.{m}')
             except ModuleNotFoundError as e:
-                if e.name != f'{LIB}.{m}': raise
+                if e.name != f'{LIB}.{m}':
+                    raise
                 continue
-            if name in getattr(module, '__all__', ()): return getattr(module, name)
+            if name in getattr(module, '__all__', ()):
+                return getattr(module, name)
         raise KeyError(name)
 
-# -- the cases: kind -> lines ----------------------------------------------------------------------------------------------------
+
+# -- the cases: kind -> lines ------------------------------------------------------------------------------------------
 SETTINGS = """
 SAEConfig('jumprelux', 8, 16)
 SAEConfig('', 8, 16)
@@ -957,27 +1071,43 @@ hide('matplotlib'); cli('reproduce --preset tiny --quiet')
 hide('nbconvert'); cli('reproduce --preset tiny --quiet')
 """
 
-KINDS = dict(settings=(SETTINGS, ''), arguments=(ARGUMENTS, ARGUMENTS_EITHER), corpora=(CORPUS, CORPUS_EITHER), models=(MODELS, ''), saes=(SAES, SAES_EITHER),
-    checkpoints=(CHECKPOINTS, CHECKPOINTS_EITHER), lines=(LINES, ''), extras=(EXTRAS, ''))
+KINDS = dict(
+    settings=(SETTINGS, ''),
+    arguments=(ARGUMENTS, ARGUMENTS_EITHER),
+    corpora=(CORPUS, CORPUS_EITHER),
+    models=(MODELS, ''),
+    saes=(SAES, SAES_EITHER),
+    checkpoints=(CHECKPOINTS, CHECKPOINTS_EITHER),
+    lines=(LINES, ''),
+    extras=(EXTRAS, ''),
+)
+
 
 @dataclasses.dataclass
 class Case:
-    kind: str # of input
-    line: str # what is run
-    either: bool = False # may also be answered, if the answer is right
-    says: str = '' # a pattern that the refusal must hold
-    made: str = 'by hand' # or 'generated'
+    kind: str  # of input
+    line: str  # what is run
+    either: bool = False  # may also be answered, if the answer is right
+    says: str = ''  # a pattern that the refusal must hold
+    made: str = 'by hand'  # or 'generated'
+
 
 def values(kind):
     "Values that make no sense for a setting of that type, as they are written"
-    if 'bool' in kind: return ["'yes'"]
-    if 'float' in kind: return ["'many'", 'nan', 'inf', '-1.']
-    if 'int' in kind: return ["'many'", '2.5', '-1', 'nan']
-    if 'dict' in kind or 'tuple' in kind: return ['3', "'many'"]
+    if 'bool' in kind:
+        return ["'yes'"]
+    if 'float' in kind:
+        return ["'many'", 'nan', 'inf', '-1.']
+    if 'int' in kind:
+        return ["'many'", '2.5', '-1', 'nan']
+    if 'dict' in kind or 'tuple' in kind:
+        return ['3', "'many'"]
     return ['3'] if 'str' in kind else []
+
 
 # settings of which any text or number is right, or whose wrong values are among the cases by hand
 FREE = {'arch', 'name', 'about', 'model', 'corpus', 'out', 'recipe', 'recipes', 'target_l0', 'start', 'label'}
+
 
 def generated():
     "Each setting of each settings class with each kind of nonsense: list of Case"
@@ -985,19 +1115,29 @@ def generated():
     from jumprelu_sae.presets import Preset
     from jumprelu_sae.sae import ARCHITECTURES
     from jumprelu_sae.train import TrainConfig
+
     out = []
+
     def add(cls, pattern):
         for f in dataclasses.fields(cls):
             kind = f.type if isinstance(f.type, str) else getattr(f.type, '__name__', str(f.type))
-            if f.name in FREE: continue
-            for v in values(kind): out.append(Case('settings', pattern.format(f'{f.name}={v}'), made='generated'))
+            if f.name in FREE:
+                continue
+            for v in values(kind):
+                out.append(Case('settings', pattern.format(f'{f.name}={v}'), made='generated'))
+
     for name, arch in ARCHITECTURES.items():
-        if name == 'batchtopk': continue
-        add(arch.config, f"SAEConfig(**(dict(arch='{name}', d_in=32, d_sae=64{', k=8' if 'topk' in name else ''}) | dict({{}})))")
+        if name == 'batchtopk':
+            continue
+        add(
+            arch.config,
+            f"SAEConfig(**(dict(arch='{name}', d_in=32, d_sae=64{', k=8' if 'topk' in name else ''}) | dict({{}})))",
+        )
     add(TrainConfig, 'TrainConfig(**(dict(n_tokens=25600, batch=256, lr_warmup=.1, sparsity_warmup=.1) | dict({})))')
     add(Settings, 'Settings({})')
     add(Preset, "replace(PRESETS['tiny'], {})")
     return out
+
 
 def cases():
     "Every case: list of Case"
@@ -1009,69 +1149,96 @@ def cases():
                 out.append(Case(kind, code, may, says))
     return out + generated()
 
-# -- running them ----------------------------------------------------------------------------------------------------------------
+
+# -- running them ------------------------------------------------------------------------------------------------------
 class Hung(BaseException):
     "A case that does not come back"
 
+
 @contextlib.contextmanager
 def limit(seconds):
-    def ring(*_): raise Hung()
+    def ring(*_):
+        raise Hung()
+
     old = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    try: yield
+    try:
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
+
 
 @contextlib.contextmanager
 def apart(folder):
     "An empty folder to stand in, a cache of its own, and everything put back afterwards"
     import torch
+
     here, env, modules, rng = os.getcwd(), dict(os.environ), dict(sys.modules), torch.get_rng_state()
     level = logging.getLogger(LIB).level
     folder.mkdir()
     os.chdir(folder)
-    os.environ['JUMPRELU_SAE_CACHE'] = str(folder/'cache')
-    try: yield
+    os.environ['JUMPRELU_SAE_CACHE'] = str(folder / 'cache')
+    try:
+        yield
     finally:
         os.chdir(here)
         os.environ.clear()
         os.environ.update(env)
-        for m in [m for m, v in sys.modules.items() if v is None and modules.get(m) is not None]: sys.modules[m] = modules[m]
-        for m in [m for m, v in sys.modules.items() if v is None and m not in modules]: del sys.modules[m]
+        for m in [m for m, v in sys.modules.items() if v is None and modules.get(m) is not None]:
+            sys.modules[m] = modules[m]
+        for m in [m for m, v in sys.modules.items() if v is None and m not in modules]:
+            del sys.modules[m]
         torch.set_rng_state(rng)
         torch.set_default_dtype(torch.float32)
         logging.getLogger(LIB).setLevel(level)
         shutil.rmtree(folder, ignore_errors=True)
 
+
 VERDICTS = ('ok', 'silent', 'traceback', 'lines', 'late', 'masked', 'hung', 'broken')
-EARLY = ('settings', 'arguments', 'lines', 'extras') # kinds that must be refused before anything is harvested
+EARLY = ('settings', 'arguments', 'lines', 'extras')  # kinds that must be refused before anything is harvested
+
 
 def judge(case, names):
     "Run a case where one stands: (verdict, what was said)"
     from jumprelu_sae.core import UserError
+
     scope = Names.__new__(Names)
     dict.update(scope, names)
     try:
-        with limit(SECONDS), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with limit(SECONDS), warnings.catch_warnings(), contextlib.redirect_stdout(
+            io.StringIO()
+        ), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter('ignore')
             code = compile(case.line, 'case', 'exec')
             exec(code, scope)
     except UserError as e:
         said = str(e)
-        if '\n' in said or len(said) < 15 or 'Traceback' in said: return 'lines', repr(said)
-        if case.says and not re.search(case.says, said): return 'masked', f'says nothing of {case.says}: {said}'
-        if case.kind in EARLY and any(Path(os.environ['JUMPRELU_SAE_CACHE']).rglob('shard-*.safetensors')): return 'late', f'after the harvest: {said}'
+        if '\n' in said or len(said) < 15 or 'Traceback' in said:
+            return 'lines', repr(said)
+        if case.says and not re.search(case.says, said):
+            return 'masked', f'says nothing of {case.says}: {said}'
+        if case.kind in EARLY and any(Path(os.environ['JUMPRELU_SAE_CACHE']).rglob('shard-*.safetensors')):
+            return 'late', f'after the harvest: {said}'
         return 'ok', said
-    except AssertionError as e: return 'silent', f'a wrong answer: {e}'
-    except Wrong as e: return 'lines', str(e)
-    except Hung: return 'hung', f'no answer within {SECONDS:.0f} s'
-    except NameError as e: return 'broken', f'{type(e).__name__}: {e}'
-    except Exception as e: return 'traceback', f'{type(e).__name__}: {str(e)[:300]}'
-    except SystemExit as e: return 'traceback', f'SystemExit: {e}'
-    except KeyboardInterrupt: raise
-    if case.either: return 'ok', 'answered, rightly'
+    except AssertionError as e:
+        return 'silent', f'a wrong answer: {e}'
+    except Wrong as e:
+        return 'lines', str(e)
+    except Hung:
+        return 'hung', f'no answer within {SECONDS:.0f} s'
+    except NameError as e:
+        return 'broken', f'{type(e).__name__}: {e}'
+    except Exception as e:
+        return 'traceback', f'{type(e).__name__}: {str(e)[:300]}'
+    except SystemExit as e:
+        return 'traceback', f'SystemExit: {e}'
+    except KeyboardInterrupt:
+        raise
+    if case.either:
+        return 'ok', 'answered, rightly'
     return 'silent', 'accepted'
+
 
 def run(chosen, say=lambda row: None):
     "Run cases, each apart: list of dict(kind, line, made, verdict, said, seconds)"
@@ -1080,10 +1247,21 @@ def run(chosen, say=lambda row: None):
         names = Names(Bench(d))
         for i, case in enumerate(chosen):
             start = time.monotonic()
-            with apart(Path(d)/f'case-{i}'): verdict, said = judge(case, names)
-            rows.append(dict(kind=case.kind, line=case.line, made=case.made, verdict=verdict, said=said.replace(d, '…'), seconds=round(time.monotonic() - start, 2)))
+            with apart(Path(d) / f'case-{i}'):
+                verdict, said = judge(case, names)
+            rows.append(
+                dict(
+                    kind=case.kind,
+                    line=case.line,
+                    made=case.made,
+                    verdict=verdict,
+                    said=said.replace(d, '…'),
+                    seconds=round(time.monotonic() - start, 2),
+                )
+            )
             say(rows[-1])
     return rows
+
 
 def table(rows):
     "By kind: how many were tried, and what came of them; lines to print"
@@ -1094,32 +1272,47 @@ def table(rows):
         counts = ' '.join(f"{sum(r['verdict'] == v for r in mine):9d}" for v in VERDICTS)
         yield f"{kind:12s} {len(mine):6d} {sum(r['made'] == 'generated' for r in mine):10d} {counts}"
 
+
 def show(line):
     "Run one line and let its traceback be seen"
     with tempfile.TemporaryDirectory() as d:
         names = Names(Bench(d))
-        with apart(Path(d)/'case'):
-            try: exec(compile(line, 'case', 'exec'), names)
-            except Exception: traceback.print_exc()
-            else: print('accepted')
+        with apart(Path(d) / 'case'):
+            try:
+                exec(compile(line, 'case', 'exec'), names)
+            except Exception:
+                traceback.print_exc()
+            else:
+                print('accepted')
+
 
 def main(argv=None):
     args = list(sys.argv[1:] if argv is None else argv)
     save = '--save' in args
-    if '--line' in args: return show(args[args.index('--line') + 1])
+    if '--line' in args:
+        return show(args[args.index('--line') + 1])
     which = ' '.join(a for a in args if a != '--save')
     chosen = [c for c in cases() if which in c.kind or which in c.line]
     start = time.monotonic()
+
     def say(row):
-        if row['verdict'] != 'ok': print(f"{row['verdict']:10s} {row['line']}\n{'':10s} {row['said']}", flush=True)
+        if row['verdict'] != 'ok':
+            print(f"{row['verdict']:10s} {row['line']}\n{'':10s} {row['said']}", flush=True)
+
     rows = run(chosen, say)
     print(*table(rows), sep='\n')
     bad = [r for r in rows if r['verdict'] != 'ok']
     print(f'{len(rows)} inputs, {len(bad)} answered wrongly, {time.monotonic() - start:.0f} s')
     if save:
         from jumprelu_sae.core import run_env, write_json
+
         kept = [{k: v for k, v in r.items() if k != 'seconds'} for r in rows]
-        write_json(ROOT/'results'/'bad_inputs.json', dict(format=1, command='python tools/bad_inputs.py --save', rows=kept, env=run_env()))
+        write_json(
+            ROOT / 'results' / 'bad_inputs.json',
+            dict(format=1, command='python tools/bad_inputs.py --save', rows=kept, env=run_env()),
+        )
     return int(bool(bad))
 
-if __name__ == '__main__': sys.exit(main())
+
+if __name__ == '__main__':
+    sys.exit(main())
