@@ -518,6 +518,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'jumprelu_sae.experiment.resumed': ('experiment.html#resumed', 'jumprelu_sae/experiment.py'),
                                          'jumprelu_sae.experiment.run_experiment': ( 'experiment.html#run_experiment',
                                                                                      'jumprelu_sae/experiment.py'),
+                                         'jumprelu_sae.experiment.saved_results': ( 'experiment.html#saved_results',
+                                                                                    'jumprelu_sae/experiment.py'),
                                          'jumprelu_sae.experiment.train_group': ( 'experiment.html#train_group',
                                                                                   'jumprelu_sae/experiment.py'),
                                          'jumprelu_sae.experiment.what_differs': ( 'experiment.html#what_differs',

@@ -550,6 +550,8 @@ def evaluate(
     "Judge an SAE on held-out activations and text; UserError first when these are not what it was trained on"
     if device is not None: check_device(device)
     if acts is None: acts = held_out(sae, n_test=n_test, device=device or str(_device(sae)))
+    if not isinstance(acts, (Activations, Evaluator)):
+        raise UserError(f'{type(acts).__name__} is no set of activations: give what activations(lm, corpus, site=…) returns')
     judge = acts if isinstance(acts, Evaluator) else Evaluator(acts, n_lm)
     acts = judge.acts
     differs = check_fit(sae, acts, elsewhere)
@@ -650,6 +652,8 @@ def evaluate_saved(
     check_device(device)
     if not is_whole(n_test) or n_test < 1:
         raise UserError(f'n_test={n_test!r}: want a whole number of activations, at least 1')
+    if not is_whole(n_lm) or n_lm < 0:
+        raise UserError(f'n_lm={n_lm!r}: want a whole number of tokens, 0 for no language-model metrics')
     if n_lm > n_test: raise UserError(f'n_lm={n_lm} tokens of n_test={n_test}: lower n_lm=, or raise n_test=')
     sae = load_sae(path, device)
     out = make_folder(out or path)

@@ -6,7 +6,7 @@
 __all__ = ['log', 'DECIDED', 'LEFT_OPEN', 'Job', 'jobs', 'job_identity', 'kept_settings', 'decide', 'check_memory', 'pinned',
            'Stages', 'peak_memory', 'found_identity', 'what_differs', 'is_finished', 'new_trainer', 'in_checkpoint',
            'resumed', 'keep_finished', 'train_group', 'judged_on', 'found_result', 'evaluate_job', 'evaluate_all',
-           'as_preset', 'get_activations', 'run_experiment', 'Frontier', 'frontier']
+           'as_preset', 'get_activations', 'run_experiment', 'Frontier', 'saved_results', 'frontier']
 
 # %% ../nbs/43_experiment.ipynb #93b15e5a
 import logging, resource, shutil, time
@@ -362,6 +362,8 @@ def run_experiment(
 ) -> list[Result]: # one an SAE; also in results.json of the folder
     "Activations → SAEs → evaluation of a whole preset; resumable, finished pieces are used again"
     p = as_preset(preset)
+    if not isinstance(settings, Settings):
+        raise UserError(f'settings={settings!r}: want a Settings, such as Settings(device="cpu")')
     out = make_folder(settings.out or Path('reports')/p.name)
     clock, groups = Stages(say), {}
     with threads(settings.threads):
@@ -404,15 +406,24 @@ class Frontier:
         self.figure.savefig(data, format='png', bbox_inches='tight')
         return data.getvalue()
 
+def saved_results(
+    path: Path, # results.json of a run
+) -> list[Result]:
+    "The results of a run; UserError when the file is damaged"
+    d = read_json(path)
+    rows = d.get('results') if isinstance(d, dict) else None
+    try: return [Result(**r) for r in rows]
+    except TypeError: raise UserError(f'{path} holds no results of a run: run it again') from None
+
 def frontier(
     results: list[Result]|str|Path, # results or evaluations, or the folder of a run
     path: str|Path|None = None, # where to write the figure, if anywhere
 ) -> Frontier: # rows and figure
     "Error against sparsity, for what was evaluated; UserError when there is nothing to show"
-    if isinstance(results, (str, Path)):
-        results = [Result(**r) for r in read_json(Path(results)/'results.json')['results']]
+    if isinstance(results, (str, Path)): results = saved_results(Path(results)/'results.json')
     if isinstance(results, Result): results = [results]
-    results = list(results)
+    if not isinstance(results, (list, tuple)):
+        raise UserError(f'{type(results).__name__} is no list of results: give what run_experiment returned, or the folder of a run')
     for r in results:
         if not isinstance(r, Result):
             raise UserError(f'{type(r).__name__} is no result: give what run_experiment or evaluate returned')

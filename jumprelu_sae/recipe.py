@@ -238,4 +238,6 @@ def train_sae(
     if n_tokens is None: n_tokens = acts.identity().get('n_train')
     if n_tokens is None: raise UserError('these activations do not say how many they are: give n_tokens=')
     plan = plan_sae(what, acts.d_in, n_tokens, d_sae, l0, recipe, seed, batch, architecture_of(what).name, **changes)
+    if not isinstance(settings, Settings):
+        raise UserError(f'settings={settings!r}: want a Settings, such as Settings(device="cpu")')
     return train_plans([plan], acts, folder, settings)[0]

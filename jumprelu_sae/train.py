@@ -357,7 +357,9 @@ def read_checkpoint(
     try: d = read_json(folder/'checkpoint.json')
     except UserError as e: raise CheckpointRefused(str(e)) from None
     if not isinstance(d, dict) or d.get('format') != 3: refuse('a checkpoint of another version, or no checkpoint')
-    other = differences(d.get('identity') or {}, identity, ('in the checkpoint', 'now'))
+    theirs = d.get('identity') or {}
+    if not isinstance(theirs, dict): refuse('a damaged checkpoint (identity)')
+    other = differences(theirs, identity, ('in the checkpoint', 'now'))
     more = f'; and {len(other) - 6} more' if len(other) > 6 else ''
     if other: refuse(f"the checkpoint of another run "
         f"({'; '.join(other[:6])}{more})", 'delete it, give another folder, or what it was made with')

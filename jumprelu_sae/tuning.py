@@ -116,6 +116,8 @@ def tune(
     "Equally many runs for each architecture, judged on validation documents; resumable, and added to what is there"
     p = as_preset(preset)
     tune_jobs(p, only)  # what is misspelt is said before anything is loaded
+    if not isinstance(settings, Settings):
+        raise UserError(f'settings={settings!r}: want a Settings, such as Settings(device="cpu")')
     out = make_folder(settings.out or Path('reports') / f'{p.name}-tuning')
     with threads(settings.threads):
         p = replace(p, corpus=pinned(p.corpus, out))

@@ -119,6 +119,8 @@ def test_documents_with_massive_tokens_only_are_left_out(data):
 def test_the_librarys_saes(data, arch):
     x, doc = data
     sae = make_sae(SAEConfig(arch=arch, d_in=16, d_sae=64, **(dict(k=8) if 'topk' in arch else {})), seed=0)
+    sae.loss(torch.randn(64, 16, generator=torch.Generator().manual_seed(2))/4) # a batch in training mode: BatchTopK has a threshold
+    sae.eval()
     m, a = evaluate_activations(sae.finish(Scaler.fit(x)), x, doc)
     old, _ = evaluate_activations(raw(sae, Scaler.fit(x)), x, doc)      # as it was before folding, in scaled units
     assert [m['fvu'], m['l0'], m['shrinkage']] == pytest.approx([old['fvu'], old['l0'], old['shrinkage']], rel=1e-6)
@@ -326,7 +328,9 @@ def test_half_precision_judges_and_splices(gemma2, arch):
     t = rows(gemma2)
     ev = LMEval(gemma2, t, 'resid.1', 200)
     x, doc = captured(gemma2, t, parse_site('resid.1'))
-    sae = make_sae(SAEConfig(arch, 32, 64, **(dict(k=8) if 'topk' in arch else {})), seed=1).finish(Scaler.fit(x))
+    young = make_sae(SAEConfig(arch, 32, 64, **(dict(k=8) if 'topk' in arch else {})), seed=1)
+    young.loss(Scaler.fit(x)(x)) # a batch in training mode: BatchTopK has a threshold
+    sae = young.finish(Scaler.fit(x))
     m0, d0 = evaluate_activations(sae, x, doc)[0], ev.delta(sae, full=True)[0]
     for dtype, near in ((torch.float64, 1e-4), (torch.float16, .02), (torch.bfloat16, .15)):
         half = copy.deepcopy(sae).to(dtype)
