@@ -103,3 +103,42 @@ def test_an_sae_is_evaluated_on_the_device_of_the_run(monkeypatch, tmp_path):
         job, judge = SimpleNamespace(name='a'), SimpleNamespace(acts=None)
         experiment.evaluate_job(job, judge, tmp_path, None, Settings(device='meta'))
     assert asked == ['meta']
+
+
+def step_by_hand(sae, states, x, step, cfg, silent):
+    "One training step written out, with torch's plain Adam rule: the oracle of `train_step`"
+    from jumprelu_sae.train import lr_factor, sparsity_factor
+    dead = torch.tensor([n >= cfg.dead_after for n in silent])
+    terms = sae.loss(x, sparsity_factor(step, cfg), dead)
+    names, params = zip(*sae.named_parameters())
+    grads = dict(zip(names, torch.autograd.grad(terms['loss'], params)))
+    along = (grads['W_dec']*sae.W_dec.detach()).sum(1, keepdim=True)
+    grads['W_dec'] = grads['W_dec'] - along*sae.W_dec.detach()
+    with torch.no_grad():
+        for name, p in sae.named_parameters():
+            m, v = states.setdefault(name, [torch.zeros_like(p), torch.zeros_like(p)])
+            states[name] = m, v = cfg.beta1*m + (1 - cfg.beta1)*grads[name], cfg.beta2*v + (1 - cfg.beta2)*grads[name]**2
+            rate = cfg.threshold_lr if name == 'theta_param' else cfg.lr
+            hat_m, hat_v = m/(1 - cfg.beta1**(step + 1)), v/(1 - cfg.beta2**(step + 1))
+            p -= rate*lr_factor(step, cfg)*hat_m/(hat_v.sqrt() + cfg.eps)
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+    return [0 if fired else n + len(x) for n, fired in zip(silent, terms['fired'].tolist())]
+
+
+def test_a_run_is_the_steps_written_out():
+    "Rates of their own, projected gradients, warm-up, when a latent counts as dead, and how silence is counted"
+    from jumprelu_sae.train import TrainConfig, make_adam, train_step
+    cfg = TrainConfig(8*40, 8, lr=.01, threshold_lr=.1, beta1=.5, lr_warmup=.2, sparsity_warmup=.5, dead_after=16)
+    own = dict(coef=.05, bandwidth=.5, theta_init=.9, aux_coef=.5, k_aux=4, dead_coef=.3)
+    a, b = (make_sae(SAEConfig('jumprelu', 6, 24, **own), 3).double() for _ in range(2))
+    data = TensorStream(torch.randn(256, 6, generator=torch.Generator().manual_seed(0)), 8)
+    opt, silent, states, by_hand, revived = make_adam(a, cfg), torch.zeros(24, dtype=torch.long), {}, [0]*24, 0
+    for step in range(cfg.n_steps):
+        x = next(data).double()
+        revived += sum(n == cfg.dead_after for n in by_hand)
+        train_step(a, opt, x, step, cfg, silent)
+        by_hand = step_by_hand(b, states, x, step, cfg, by_hand)
+        assert silent.tolist() == by_hand, step
+        for (name, p), q in zip(a.named_parameters(), b.parameters()):
+            torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9, msg=lambda m: f'step {step}, {name}: {m}')
+    assert revived > 0  # some latent stood exactly at the edge of being dead, so the edge was tested
