@@ -142,3 +142,17 @@ def test_a_run_is_the_steps_written_out():
         for (name, p), q in zip(a.named_parameters(), b.parameters()):
             torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9, msg=lambda m: f'step {step}, {name}: {m}')
     assert revived > 0  # some latent stood exactly at the edge of being dead, so the edge was tested
+
+
+def test_a_batch_of_another_size_is_not_trained_on():
+    "A stream that promises one size and deals another would see other tokens than the run says"
+    from jumprelu_sae.train import TrainConfig, Trainer
+
+    class Short(TensorStream):
+        def __next__(self): return super().__next__()[:3]
+    short = Short(torch.randn(64, 6), 8)
+    cfg = TrainConfig(80, 8, lr_warmup=0.1, sparsity_warmup=0.1)
+    trainer = Trainer({'s': make_sae(SAEConfig('topk', 6, 16, k=2))}, short, cfg)
+    before = trainer.saes['s'].W_enc.detach().clone()
+    with pytest.raises(UserError, match='3'): trainer.one_step()
+    assert torch.equal(before, trainer.saes['s'].W_enc)

@@ -140,7 +140,7 @@ MUTANTS = [
 
 # -- one line each, from the streams to the evidence -------------------------------------------------------------------
 STREAM, EVALUATE = ['tests/test_stream.py'], ['tests/test_evaluate.py']
-TRAIN, SAE, CORE = ['tests/test_survivors.py::test_a_run_is_the_steps_written_out', 'nbs/20_train.ipynb'], ['nbs/04_sae.ipynb'], ['nbs/00_core.ipynb']
+TRAIN, SAE, CORE = ['tests/test_survivors.py', 'nbs/20_train.ipynb'], ['nbs/04_sae.ipynb'], ['nbs/00_core.ipynb']
 ACTS, EXPERIMENT, DIST = (
     ['tests/test_activations.py'],
     ['tests/test_experiment.py'],
