@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from .core import Result, UserError, writing
-from .intervals import METRICS, effective_documents, frontier_metrics, mean_intervals, metric_named
+from jumprelu_sae.intervals import (METRICS, effective_documents, frontier_metrics, mean_intervals, metric_named,
+    simultaneous_band)
 from .intervals import resample
 from .sae import in_order, look
 
@@ -251,6 +252,8 @@ class Verdict:
     values: list            # the difference at each; None outside the common range
     los: list               # their intervals over both
     his: list               #
+    band_los: list          # and a band that holds the whole curve in 95 % of cases: for words about single L0s
+    band_his: list          #
     n_docs: int             # held-out documents
     seeds: list             # training seeds used
     n_boot: int             # draws
@@ -332,8 +335,9 @@ def falsifier(
     inside, n = np.isfinite(d[0]).all(0), _effective(rs, metric)                 # where every seed has both frontiers
     mean = d[..., inside].mean(-1) if inside.any() else np.full(d.shape[:2], np.nan)
     area, at = mean_intervals(mean, n, seed), mean_intervals(d, n, seed)
+    band = simultaneous_band(d, n, seed)[0]
     v = Verdict(_word(m.direction, *area.both, margin), a, b, metric, _none(area.mean), *map(_ends, area[1:]),
-        *map(_none, (grid, at.mean, *at.both)), n_docs, seeds, n_boot, margin,
+        *map(_none, (grid, at.mean, *at.both, *band)), n_docs, seeds, n_boot, margin,
         'documents and seeds' if len(seeds) > 1 else 'documents')
     v.sentence = _sentence(v)
     return v
@@ -402,6 +406,8 @@ def paired_test(
 TRUTHS = dict( # name: who is compared with the first baseline, and its true ratio of FVU
     wins=(SUBJECT, .97), ties=(SUBJECT, 1.), loses=(SUBJECT, 1.03), itself=(BASELINES[1], 1.))
 
+def _somewhere_above(los: list) -> bool: return any(x is not None and x > 0 for x in los)
+
 def confusion(
     truths: dict = TRUTHS,                # name -> (architecture, true FVU as a multiple of the baseline's)
     noises: tuple = (.02, .05, .1),       # scatter of a document's error from SAE to SAE (relative)
@@ -424,6 +430,9 @@ def confusion(
         row |= {w: words.count(w) for w in ('held', 'undecided', 'refuted')}
         row |= dict(covered=sum(v.both[0] <= math.log(ratio) <= v.both[1] for v in said))
         row |= dict(half_width=float(np.median([v.both[1] - v.both[0] for v in said])/2))
+        # is the error certainly higher at some L0? By each interval alone, and by the band
+        row |= dict(higher_by_points=sum(_somewhere_above(v.los) for v in said))
+        row |= dict(higher_by_band=sum(_somewhere_above(v.band_los) for v in said))
         rows.append(row | dict(p_below_5=float((p < .05).mean()), p_distance=uniform_distance(p)))
     return rows
 

@@ -284,17 +284,26 @@ def _manifest(out: Path, plan: dict, doc_ids: list, facts: dict) -> dict:
     return new | old | dict(facts=old.get('facts', {}) | facts)
 
 # %% ../nbs/13_harvest.ipynb #f51694c2
+def _take(fd: int, out: Path) -> None: # a lock on the open folder
+    "Wait for whoever looks through a finished harvest, which takes a moment; UserError if one is being written"
+    import fcntl
+    while True:
+        try: return fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        except BlockingIOError:
+            try: finished = _read_manifest(out).get('complete')
+            except UserError: finished = False
+            if not finished:
+                raise UserError(f'another harvest is writing to {out}: wait for it or give another folder') from None
+        time.sleep(.05)
+
 @contextlib.contextmanager
 def _alone(
     out: Path,  # a folder, made if it is not there
 ):
     "One harvest at a time in a folder, and nothing half written left by one that was killed; UserError if it is taken"
-    import fcntl
     fd = os.open(make_folder(out), os.O_RDONLY)  # the lock goes with the process, however it ends
     try:
-        try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f'another harvest is writing to {out}: wait for it or give another folder') from None
+        _take(fd, out)
         # of `writing`; of safetensors inside it, by a name of its own
         half = (*out.glob('.*.tmp'), *out.glob('.tmp??????'))
         for o in half: o.unlink()

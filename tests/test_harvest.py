@@ -1,5 +1,5 @@
 "Harvests: kills, damage and full disks at many places, several sites, random access, batch and shard sizes, bad input"
-import errno, json, os, random, subprocess, sys
+import errno, fcntl, json, os, random, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from safetensors import SafetensorError
@@ -411,6 +411,17 @@ def test_one_harvest_at_a_time(tmp_path, monkeypatch):
     (tmp_path/'a'/'.shard-00000.safetensors.99.tmp').write_bytes(b'half')
     monkeypatch.setattr(H, 'capture', capture)
     assert shas(go(tmp_path/'a')) == want and said and not list((tmp_path/'a').glob('.*'))
+
+def test_a_finished_harvest_is_opened_by_many(tmp_path, monkeypatch):
+    "Two processes that open one finished harvest at once: the second waits for the first's look and goes on"
+    want, waited = shas(go(tmp_path)), []
+    def sleep(seconds):
+        waited.append(seconds)
+        os.close(held)  # the other one has seen enough
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    monkeypatch.setattr(H.time, 'sleep', sleep)
+    assert shas(go(tmp_path)) == want and len(waited) == 1
 
 def test_stored_format_overflows(tmp_path, monkeypatch):
     "A model in float32 may say what float16 cannot hold"
