@@ -115,7 +115,7 @@ class LivePlot:
     "A tracker that draws: while the run lasts where a Jupyter kernel runs, elsewhere once at its end"
     def __init__(self,
         keys: tuple = ('loss', 'l0'), # a panel for each
-        seconds: float = 1., # between two drawings, at least
+        seconds: float = 3., # between two drawings, at least: one takes about 0.2 s
         clock: Callable = time.monotonic, # seconds; another one for tests
     ):
         if isinstance(keys, str): keys = (keys,)

@@ -1,6 +1,5 @@
 "Trackers: a live figure is one output in a real kernel, the real packages where they are, and a run that goes on"
 import csv, json, logging, subprocess, sys
-from types import SimpleNamespace
 import pytest, torch
 from jumprelu_sae import trackers as module
 from jumprelu_sae.core import Scaler, Settings, SyntheticStream, TensorStream, UserError
@@ -140,6 +139,15 @@ for step in range(1, 21): plot(step, dict(loss=1/step, l0=4., lr=.1))
 plot.close()
 '''
 
+COUNTED = '''
+plot, drawn = LivePlot(seconds=0), []
+show = plot.show
+plot.show = lambda: drawn.append(show())
+for step in range(1, 4): plot(step, dict(loss=1/step, l0=4.))
+plot.close()
+print(len(drawn))
+'''
+
 
 def outputs_of(*cells):
     nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
@@ -151,13 +159,26 @@ def outputs_of(*cells):
 
 @pytest.mark.timeout(180)
 def test_twenty_updates_are_one_output():
-    count = LIVE.replace('plot =', 'drawn = []\nplot =').replace('for step', 'show = plot.show\nplot.show = lambda: drawn.append(show())\nfor step')
-    once, counted, two = outputs_of(LIVE, count + 'print(len(drawn))', LIVE + LIVE)
+    short = LIVE.replace('21', '3')
+    once, counted, two = outputs_of(LIVE, COUNTED, short + short)
     assert [o.output_type for o in once] == ['display_data'] and 'image/png' in once[0].data
-    assert [o.get('text') for o in counted if o.output_type == 'stream'] == ['21\n']  # each row, and the end
+    assert [o.get('text') for o in counted if o.output_type == 'stream'] == ['4\n']  # each row, and the end
     assert sum(o.output_type == 'display_data' for o in counted) == 1
     assert [o.output_type for o in two] == ['display_data']*2  # two runs, two figures
-    assert once[0].data['image/png'] == two[1].data['image/png']  # the last drawing is what stays
+    last = two[0].data['image/png']
+    assert last == two[1].data['image/png'] != once[0].data['image/png']
+
+
+@pytest.mark.timeout(180)
+def test_the_last_drawing_is_what_stays():
+    first, all_of_it = outputs_of(LIVE.replace('21', '2'), LIVE.replace('21', '4'))
+    assert first[0].data['image/png'] != all_of_it[0].data['image/png']
+    import base64, io
+    plot = LivePlot()
+    for step in range(1, 4): plot(step, dict(loss=1/step, l0=4., lr=.1))
+    png = io.BytesIO()
+    plot.figure().savefig(png, format='png', dpi=100)
+    assert base64.b64decode(all_of_it[0].data['image/png']) == png.getvalue()
 
 
 def test_without_a_kernel_it_is_drawn_once():
@@ -207,6 +228,20 @@ def curves(make):
     return rows
 
 
+def log_records(data, head=7, block=2**15):
+    "The records of a file in LevelDB's log format, which W&B writes after a header of 7 bytes"
+    at, part = head, b''
+    while at + 7 <= len(data):
+        if block - at % block < 7:  # what is left of a block is padding
+            at += block - at % block
+            continue
+        size, kind = int.from_bytes(data[at+4:at+6], 'little'), data[at+6]
+        part, at = part + data[at+7:at+7+size], at + 7 + size
+        if kind in (1, 4):  # whole, or its last piece
+            yield part
+            part = b''
+
+
 def test_trackio(tmp_path, said, monkeypatch):
     pytest.importorskip('trackio')
     code = f'''
@@ -216,11 +251,11 @@ sys.path.insert(0, {str(__file__.rpartition('/')[0])!r})
 from test_trackers import curves, trackio_tracker
 rows = curves(trackio_tracker('p', 'n', l0=4))
 import json
-print(json.dumps(rows))
+open(os.environ['TRACKIO_DIR'] + '/rows.json', 'w').write(json.dumps(rows))
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])
+    rows = json.loads((tmp_path/'rows.json').read_text())
     import sqlite3
     with sqlite3.connect(next(tmp_path.glob('*.db'))) as db:
         kept = db.execute('select step, metrics from metrics order by step').fetchall()
@@ -233,10 +268,8 @@ def test_wandb(tmp_path, said):
     files = list(tmp_path.glob('wandb/offline-run-*/run-*.wandb'))
     assert len(files) == 1 and not said
     from wandb.proto import wandb_internal_pb2 as pb
-    from wandb.sdk.internal.datastore import DataStore
-    store, steps, seen = DataStore(), [], []
-    store.open_for_scan(str(files[0]))
-    while (data := store.scan_data()) is not None:
+    steps, seen = [], []
+    for data in log_records(files[0].read_bytes()):
         record = pb.Record()
         record.ParseFromString(data)
         if record.WhichOneof('record_type') != 'history': continue
