@@ -4,7 +4,8 @@ import pytest, torch
 from jumprelu_sae import trackers as module
 from jumprelu_sae.core import Scaler, Settings, SyntheticStream, TensorStream, UserError
 from jumprelu_sae.recipe import Telling, plan_sae, train_plans, train_sae
-from jumprelu_sae.trackers import Adapter, LivePlot, csv_tracker, tensorboard_tracker, trackio_tracker, wandb_tracker
+from jumprelu_sae.train import lr_factor, sparsity_factor
+from jumprelu_sae.trackers import LivePlot, csv_tracker, tensorboard_tracker, trackio_tracker, wandb_tracker
 
 
 class Made:
@@ -48,6 +49,15 @@ def test_log_every_and_what_is_told():
     assert [step for step, _ in rows] == [5, 10, 15, 16]
     assert set(rows[0][1]) == {'loss', 'mse', 'l0', 'dead', 'lr', 'sparsity_warmup', 'tokens'}
     assert [v['tokens'] for _, v in rows] == [128*step for step, _ in rows]
+
+
+def test_the_schedules_are_those_of_the_step():
+    rows = []
+    cfg = plan_sae('topk', 32, 2048, 64, l0=4, batch=128).train
+    train_sae('topk', acts, track=lambda *a: rows.append(a), **RUN)
+    assert rows[0][1]['lr'] < cfg.lr*.11 and rows[0][1]['sparsity_warmup'] == 0  # the first step's, and not the second's
+    assert [v['lr'] for _, v in rows] == [cfg.lr*lr_factor(i, cfg) for i in range(16)]
+    assert [v['sparsity_warmup'] for _, v in rows] == [sparsity_factor(i, cfg) for i in range(16)]
 
 
 def test_a_tracker_changes_nothing():
@@ -126,7 +136,11 @@ def test_one_axis_over_two_runs(tmp_path):
     with pytest.raises(KeyboardInterrupt): go('parts', halt)
     assert len((tmp_path/'parts.csv').read_text().splitlines()) == 10
     go('parts')
-    assert (tmp_path/'parts.csv').read_text() == (tmp_path/'whole.csv').read_text()
+    whole = (tmp_path/'whole.csv').read_text()
+    assert (tmp_path/'parts.csv').read_text() == whole
+    (tmp_path/'whole.csv').unlink()
+    go('whole')  # it was finished: nothing is trained, and the curve is there again
+    assert (tmp_path/'whole.csv').read_text() == whole
     assert [int(r['step']) for r in csv.DictReader((tmp_path/'whole.csv').open())] == list(range(1, 17))
 
 
@@ -160,7 +174,8 @@ def outputs_of(*cells):
 @pytest.mark.timeout(180)
 def test_twenty_updates_are_one_output():
     short = LIVE.replace('21', '3')
-    once, counted, two = outputs_of(LIVE, COUNTED, short + short)
+    again = short.partition('plot = ')[2].partition('\n')[2]  # a second run, of the same object
+    once, counted, two = outputs_of(LIVE, COUNTED, short + again)
     assert [o.output_type for o in once] == ['display_data'] and 'image/png' in once[0].data
     assert [o.get('text') for o in counted if o.output_type == 'stream'] == ['4\n']  # each row, and the end
     assert sum(o.output_type == 'display_data' for o in counted) == 1
