@@ -50,10 +50,8 @@ def _claims(path: Path, name: str, shape, itemsize: int, there: int) -> tuple:
         _refuse(path, f'tensor {name[:60]!r} claims shape {tuple(shape)}, {need:,} bytes, and has {there:,}')
     return tuple(shape)
 
-def peek_safetensors(
-    path: Path,  # a `.safetensors` file
-) -> dict:  # tensor's name -> (floating point?, shape)
-    "What a safetensors file holds, by its header; UserError for a header that the file's size does not bear out"
+def _header(path: Path) -> tuple[dict, int]:
+    "The header of a safetensors file, and how many bytes of tensors follow it"
     size = path.stat().st_size
     with open(path, 'rb') as f:
         n = int.from_bytes(f.read(8), 'little')
@@ -65,13 +63,19 @@ def peek_safetensors(
             _refuse(path, 'is no safetensors file (its header is not JSON)')
     if not isinstance(head, dict):
         _refuse(path, 'is no safetensors file (its header is no object)')
-    out = {}
+    return head, size - 8 - n
+
+def peek_safetensors(
+    path: Path,  # a `.safetensors` file
+) -> dict:  # tensor's name -> (floating point?, shape)
+    "What a safetensors file holds, by its header; UserError for a header that the file's size does not bear out"
+    out, (head, there) = {}, _header(path)
     for name, e in head.items():
         if name == '__metadata__':
             continue
         at = e.get('data_offsets') if isinstance(e, dict) else None
         good = isinstance(at, list) and len(at) == 2 and all(map(is_whole, at))
-        if not (good and 0 <= at[0] <= at[1] <= size - 8 - n):
+        if not (good and 0 <= at[0] <= at[1] <= there):
             _refuse(path, f'tensor {name[:60]!r} lies outside the file')
         if not isinstance(e.get('dtype'), str) or e['dtype'] not in SIZES:
             _refuse(path, f'tensor {name[:60]!r} is of the unknown type {str(e.get("dtype"))[:20]!r}')
@@ -342,7 +346,8 @@ def _metadata(cfg: SAEConfig, says: dict, origin: dict) -> dict:
     if _text(says.get('model')):
         top['model_name'] = says['model']
     more = {k: says[k] for k in ('site', 'model', 'l0', 'hook', 'norm_factor') if says.get(k) is not None}
-    return top | dict(jumprelu_sae=dict(format=2, arch=cfg.arch, config=asdict(cfg), origin=origin | more))
+    ours = dict(format=2, arch=cfg.arch, config=asdict(cfg), origin=origin | more)
+    return top | dict(jumprelu_sae=says.get('ours', {}) | ours)
 
 def origin(
     sae: SAE,  # finished
@@ -450,7 +455,7 @@ def read_gemma_scope_1(where: Path, said: dict) -> tuple[Parts, Path, dict]:
 def read_gemma_scope_2(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     "`params.safetensors`, and `config.json` if it is there"
     path = where if where.is_file() else where / 'params.safetensors'
-    there = next((path.with_name(o) for o in ('config.json', 'cfg.json') if path.with_name(o).is_file()), None)
+    there = path.with_name('config.json') if path.with_name('config.json').is_file() else None
     cfg, says = read_settings(there) if there else {}, said_by_path(path)
     kind, places = cfg.get('type'), (cfg.get('hf_hook_point_in'), cfg.get('hf_hook_point_out'))
     _no_transcoder(path, says.get('other') or (kind if kind not in (None, 'sae') else None))
@@ -463,7 +468,9 @@ def read_gemma_scope_2(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     size = w.sizes({k.lower(): v for k, v in GEMMA.items()})
     _agree(there or path, width=(_whole(cfg, 'width', there or path), size['m']))
     if hook := _text(places[0]):
-        says |= dict(hook=hook, hf_hook_name=hook, site=site_of(hook) or says.get('site'))
+        says |= dict(hook=hook, hf_hook_name=hook)
+        _agree(there, place=(site_of(hook), says.get('site') or site_of(hook)))
+        says['site'] = site_of(hook) or says.get('site')
     if is_number(cfg.get('l0')):
         says['l0'] = cfg['l0']
     if name := _text(cfg.get('model_name')):
@@ -514,6 +521,12 @@ def _saelens_settings(cfg: dict, path: Path) -> dict:
         _refuse(path, f"reshape_activations is {str(cfg['reshape_activations'])[:40]!r}", 'none and hook_z can be read')
     return cfg
 
+def _our_word(cfg: dict) -> dict:
+    "What this package once wrote into SAELens' metadata, or {}"
+    meta = cfg.get('metadata')
+    ours = meta.get('jumprelu_sae') if isinstance(meta, dict) else None
+    return ours if isinstance(ours, dict) else {}
+
 def read_saelens(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     "`cfg.json` and `sae_weights.safetensors`, of version 6 or before"
     folder = where.parent if where.is_file() else where
@@ -540,7 +553,7 @@ def read_saelens(where: Path, said: dict) -> tuple[Parts, Path, dict]:
         _ask(says, said, name, 'in_rows')
     own |= _k_of(gate, says, said, name)
     says |= dict(site=site_of(says['hook_name']) or site_of(says['hf_hook_name']), hook=_text(says['hook_name']),
-        model=_text(says['model_name']))
+        model=_text(says['model_name']), ours={k: v for k, v in _our_word(raw).items() if k != 'sha256'})
     in_rows = _yes(says, 'in_rows', name) and 'k' in own
     return Parts(gate, pre_bias=_yes(says, 'pre_bias', name), own=own, in_rows=in_rows, says=says, **t), path, raw
 
@@ -849,8 +862,8 @@ def recognise(
     if fit == ['openai'] or where.suffix == '.pt':
         return _by_tensors(_only_pt(where))
     if fit == ['saelens']:
-        meta = read_settings(folder / 'cfg.json').get('metadata')
-        return 'ours' if isinstance(meta, dict) and 'jumprelu_sae' in meta else 'saelens'
+        ours = _our_word(read_settings(folder / 'cfg.json'))
+        return 'ours' if ours and '__metadata__' in _header(folder / 'sae_weights.safetensors')[0] else 'saelens'
     if len(fit) == 1:
         return fit[0]
     say = ', '.join(o[:40] for o in names[:12]) + (', …' if len(names) > 12 else '')
