@@ -553,6 +553,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'jumprelu_sae.formats._refuse': ('formats.html#_refuse', 'jumprelu_sae/formats.py'),
                                       'jumprelu_sae.formats._saelens_settings': ( 'formats.html#_saelens_settings',
                                                                                   'jumprelu_sae/formats.py'),
+                                      'jumprelu_sae.formats._settle': ('formats.html#_settle', 'jumprelu_sae/formats.py'),
                                       'jumprelu_sae.formats._text': ('formats.html#_text', 'jumprelu_sae/formats.py'),
                                       'jumprelu_sae.formats._there': ('formats.html#_there', 'jumprelu_sae/formats.py'),
                                       'jumprelu_sae.formats._unit': ('formats.html#_unit', 'jumprelu_sae/formats.py'),

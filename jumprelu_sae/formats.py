@@ -206,8 +206,8 @@ class Weights:
                 _refuse(self.path, f'{name} is no floating-point tensor')
             fits = len(shape) == len(letters) and all(size.setdefault(a, n) == n and n for a, n in zip(letters, shape))
             if not fits:
-                known = ', '.join(f'{a} = {n}' for a, n in size.items())
-                _refuse(self.path, f"{name} has shape {shape}, want ({', '.join(letters)}) with {known}")
+                known = ' with ' * bool(size) + ', '.join(f'{a} = {n}' for a, n in size.items())
+                _refuse(self.path, f"{name} has shape {shape}, want ({', '.join(letters)}){known}")
         return size
 
     def read(
@@ -401,7 +401,7 @@ def _ask(says: dict, said: dict, path: Path, *names: str) -> None:
     "Put what was said beside the files among what they say; UserError for a contradiction or an open question"
     for name in names:
         if says.get(name) is not None and said.get(name) is not None and says[name] != said[name]:
-            _refuse(path, f'says {name} = {str(says[name])[:60]!r}, and {name}={said[name]!r} was given',
+            _refuse(path, f'says {name} = {repr(says[name])[:60]}, and {name}={said[name]!r} was given',
                 f'leave {name} out')
         if says.get(name) is None:
             says[name] = said.get(name)
@@ -877,6 +877,16 @@ def _by_tensors(path: Path) -> str:
         return 'openai'
     return 'qwen_scope' if set(d) == set(PLAIN) else 'dictionary_learning'
 
+def _settle(says: dict, said: dict, path: Path, layout: str) -> None:
+    "Take what else was said; UserError for an answer to a question that this layout leaves to nobody"
+    for name in said:
+        if name == 'model':  # one model has many names
+            says[name] = said[name]
+        elif name in DESCRIBES:
+            _ask(says, said, path, name)
+        elif says.get(name) != said[name]:
+            _refuse(path, f'{name}={said[name]!r} was given, and {layout} leaves no such question', f'leave {name} out')
+
 def _there(where) -> Path:
     "A folder or file that exists"
     if not isinstance(where, (str, Path)) or not str(where):
@@ -908,13 +918,10 @@ def read_sae(
     layout = layout or recognise(where)
     got = READERS[layout](where, said)
     if isinstance(got, SAE):
+        _settle(dict(site=site_of((got.metadata or {}).get('hook_name'))), said, where, layout)
         return got
     parts, path, config = got
-    for name in said:
-        if name in DESCRIBES:
-            _ask(parts.says, said, path, name)
-        elif parts.says.get(name) != said[name]:
-            _refuse(path, f'{name}={said[name]!r} was given, and {layout} leaves no such question', f'leave {name} out')
+    _settle(parts.says, said, path, layout)
     return finished(parts, dict(layout=layout, weights=path.name, sha256=sha256(path)), config)
 
 # %% ../nbs/39_formats.ipynb #f0000021

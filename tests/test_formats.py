@@ -270,6 +270,8 @@ def test_gemma_scope_1(tmp_path):
     assert origin(read_sae(path, site='mlp.3'))['site'] == 'mlp.3'
     write(tmp_path / 'gemma-scope-2b-pt-transcoders/layer_3/width_16k/average_l0_50', 'params.npz', gemma(w))
     refused(tmp_path / 'gemma-scope-2b-pt-transcoders/layer_3/width_16k/average_l0_50', 'transcoder')
+    assert origin(read_sae(tmp_path / GEMMA_1, model='mine', l0=73))['model'] == 'mine'
+    refused(tmp_path / GEMMA_1, 'says l0 = 73', l0=74)
     refused(write(tmp_path / GEMMA_1, 'params.npz', gemma(w)), "says site = 'resid.9'", site='resid.8')
 
 
@@ -297,6 +299,7 @@ def test_gemma_scope_2(tmp_path):
     (dict(type='transcoder'), {}, 'transcoder'), (dict(type='crosscoder'), {}, 'crosscoder'),
     (dict(hf_hook_point_out='model.layers.9.post_feedforward_layernorm.output'), {}, 'transcoder'),
     (dict(affine_connection=True), {}, 'affine'), (dict(), dict(affine_skip_connection=torch.zeros(D, D)), 'affine'),
+    (dict(hf_hook_point_in='model.layers.8.output', hf_hook_point_out='model.layers.8.output'), {}, 'place = resid.8'),
     (dict(width=M + 1), {}, f'width = {M + 1}'), (dict(width='wide'), {}, 'width'), (dict(architecture='relu'), {}, 'relu')])
 def test_gemma_scope_2_refused(tmp_path, cfg, tensors, says):
     write(tmp_path / GEMMA_2, 'params.safetensors', lower(gemma(weights())) | tensors)
@@ -592,16 +595,50 @@ def test_not_everything_goes_out(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('earlier', [False, True])
-def test_our_own_folder(tmp_path, earlier):
+def test_our_own_folder(tmp_path):
     sae, x = finished('jumprelu', theta_init=.2), activations()
     sae.save(tmp_path)
     assert recognise(tmp_path) == 'ours' and torch.equal(read_sae(tmp_path).encode(x), sae.encode(x))
     assert torch.equal(read_sae(tmp_path / 'sae_weights.safetensors').encode(x), sae.encode(x))
-    assert origin(read_sae(tmp_path)) == {}
+    assert origin(read_sae(tmp_path)) == {} and origin(read_sae(tmp_path, site='resid.9', model='another name')) == {}
+    refused(tmp_path, "says site = 'resid.9'", site='resid.8')
+    refused(tmp_path, 'leaves no such question', k=3)
     cfg = json.loads((tmp_path / 'cfg.json').read_text())
     cfg['d_sae'] = cfg['metadata']['jumprelu_sae']['config']['d_sae'] = 2**30  # 128 GB, if it were believed
     write(tmp_path, 'cfg.json', cfg)
+    refused(tmp_path, 'the tensors have')
+
+
+def test_our_folder_saved_by_another_program(tmp_path):
+    "SAELens keeps our metadata and writes tensors anew: not a damaged file of ours; but a file of ours that changed is one"
+    sae, x = finished('jumprelu', theta_init=.2), activations()
+    sae.metadata['jumprelu_sae']['data'] = dict(site='resid.9')
+    sae.save(tmp_path)
+    t = load_file(tmp_path / 'sae_weights.safetensors')
+    save_file(t, tmp_path / 'sae_weights.safetensors')
+    assert recognise(tmp_path) == 'saelens'
+    back = read_sae(tmp_path)
+    assert torch.equal(back.encode(x), sae.encode(x)) and back.metadata['jumprelu_sae']['data'] == dict(site='resid.9')
+    back.save(tmp_path / 'again')
+    assert torch.equal(read_sae(tmp_path / 'again')(x), sae(x))
+    save_file(t, tmp_path / 'sae_weights.safetensors', dict(json='{}'))
+    data = bytearray((tmp_path / 'sae_weights.safetensors').read_bytes())
+    data[-1] ^= 1
+    (tmp_path / 'sae_weights.safetensors').write_bytes(data)
+    refused(tmp_path, 'SHA-256')
+
+
+def test_the_format_before(tmp_path):
+    "sae.json and sae.safetensors, in scaled units"
+    from jumprelu_sae.core import save_tensors, write_json
+    made = make_sae(SAEConfig('jumprelu', D, M, theta_init=.2))
+    scaler, x = Scaler(torch.ones(D), 3.), activations()
+    t = made.state_dict() | {f'scaler.{k}': v for k, v in scaler.state().items()}
+    sha = save_tensors(tmp_path / 'sae.safetensors', t)
+    write_json(tmp_path / 'sae.json', dict(format=1, config=dict(arch='jumprelu', d_in=D, d_sae=M, theta_init=.2), sha256=sha))
+    assert recognise(tmp_path) == 'ours_1'
+    assert torch.equal(read_sae(tmp_path).encode(x), made.eval().finish(scaler).encode(x))
+    write_json(tmp_path / 'sae.json', dict(format=1, config=dict(arch='jumprelu', d_in=D, d_sae=2**30), sha256=sha))
     refused(tmp_path, 'the tensors have')
 
 
