@@ -76,7 +76,8 @@ def trackio_tracker(
     trackio = package('trackio')
     own = dict(embed=False, auto_log_gpu=False, auto_log_cpu=False)  # no dashboard is started, the run's numbers only
     def start(): return trackio.init(project=project, name=name, config=config, **own)
-    return Adapter('trackio_tracker', start, lambda run, step, values: run.log(values, step=step), lambda run: run.finish())
+    def send(run, step, values): run.log(values, step=step)
+    return Adapter('trackio_tracker', start, send, lambda run: run.finish())
 
 def wandb_tracker(
     project: str = 'jumprelu_sae', # where the run belongs
@@ -89,7 +90,8 @@ def wandb_tracker(
     if mode not in ('offline', 'online'): raise UserError(f'mode={mode!r}: choose offline or online')
     wandb = package('wandb')
     def start(): return wandb.init(project=project, name=name, mode=mode, dir=str(folder), config=config)
-    return Adapter('wandb_tracker', start, lambda run, step, values: run.log(values, step=step), lambda run: run.finish())
+    def send(run, step, values): run.log(values, step=step)
+    return Adapter('wandb_tracker', start, send, lambda run: run.finish())
 
 def tensorboard_tracker(
     folder: str|Path = 'runs', # what `tensorboard --logdir` is told
