@@ -755,6 +755,10 @@ def test_other_float_types(tmp_path, dtype):
     same(read_sae(tmp_path / GEMMA_2), formula('jumprelu', {k: v.float() for k, v in w.items()}, x), x)
 
 
+def test_what_comes_into_the_first_layer_is_no_site():
+    assert site_of('blocks.0.hook_resid_pre') is None and site_of('blocks.1.hook_resid_pre') == 'resid.0'
+
+
 def test_which_layout(tmp_path):
     assert layouts_of(['params.safetensors', 'examples.safetensors']) == ['gemma_scope_2']
     assert layouts_of(['cfg.json', 'sae_weights.safetensors', 'README.md']) == ['saelens']
