@@ -1,13 +1,14 @@
 """Do files written by other libraries give their numbers here, and do ours give ours there?
 
 `python benchmarks/interop_roundtrip.py --peer-python saelens=A/bin/python dictionary_learning=B/bin/python
-sparsify=C/bin/python` lets each interpreter (with sae-lens==6.54.12, dictionary-learning==0.1.0, eai-sparsify==1.3.3) make
-SAEs of its own classes with seeded weights, save them by its own functions and compute latents and reconstructions of
-given activations. Here the files are read by `formats.read_sae`, and both are compared. With SAELens the way back is gone,
-too: our folders are opened there, once as they are and once with its `fold_W_dec_norm`, saved there, and read here.
-A peer that is not given is left out. Then a file of Gemma Scope 2's layout at true size, 640 x 16,384, is written and
-read in a process of its own, whose time and memory are measured. Writes results/benchmarks/interop_roundtrip.json; exits
-with 1 unless all agree and all that must be refused is refused."""
+sparsify=C/bin/python` lets each interpreter (with sae-lens==6.54.12, dictionary-learning==0.1.0 and
+eai-sparsify==1.3.3) make SAEs of its own classes with seeded weights, save them by its own functions and compute
+latents and reconstructions of given activations. Here the files are read by `formats.read_sae`, and both are compared.
+With SAELens the way back is gone, too: our folders are opened there, once as they are and once with its
+`fold_W_dec_norm`, saved there, and read here. A peer that is not given is left out. Then a file of Gemma Scope 2's
+layout at true size, 640 x 16,384, is written and read in a process of its own, whose time and memory are measured.
+Writes results/benchmarks/interop_roundtrip.json; exits with 1 unless all agree and all that must be refused is
+refused."""
 
 import argparse
 import json
@@ -90,13 +91,14 @@ one('expected_average_only_in', cfg('jumprelu', normalize_activations='expected_
 one('covariance_whitening', cfg('jumprelu', normalize_activations='covariance_whitening'))
 
 for name, base, flat in (('legacy standard', 'standard', {}), ('legacy topk', 'topk', dict(architecture='standard',
-        activation_fn_str='topk', activation_fn_kwargs=dict(k=K))), ('legacy gated', 'gated', dict(architecture='gated')),
+        activation_fn_str='topk', activation_fn_kwargs=dict(k=K))),
+        ('legacy gated', 'gated', dict(architecture='gated')),
         ('legacy jumprelu', 'jumprelu', dict(architecture='jumprelu'))):
     sae = SAE.from_dict(cfg(base, **(dict(k=K) if base == 'topk' else {})))
     fill(sae, len(made))
     sae.save_model(root / name)
-    old = dict(d_in=D, d_sae=M, dtype='float32', hook_point='blocks.8.hook_resid_pre', normalize_activations=None) | flat
-    (root / name / 'cfg.json').write_text(json.dumps(old))
+    old = dict(d_in=D, d_sae=M, dtype='float32', hook_point='blocks.8.hook_resid_pre', normalize_activations=None)
+    (root / name / 'cfg.json').write_text(json.dumps(old | flat))
     sae = SAE.load_from_disk(root / name)
     with torch.no_grad():
         keep(name, sae.encode(x), sae(x), root / name)
@@ -104,7 +106,8 @@ for name, base, flat in (('legacy standard', 'standard', {}), ('legacy topk', 't
 for name, c in (('layer_norm', cfg('standard', normalize_activations='layer_norm')),
         ('constant_norm_rescale', cfg('standard', normalize_activations='constant_norm_rescale')),
         ('abstopk', cfg('abstopk', k=K)), ('transcoder', cfg('transcoder', d_out=D)),
-        ('skip_transcoder', cfg('skip_transcoder', d_out=D)), ('jumprelu_transcoder', cfg('jumprelu_transcoder', d_out=D)),
+        ('skip_transcoder', cfg('skip_transcoder', d_out=D)),
+        ('jumprelu_transcoder', cfg('jumprelu_transcoder', d_out=D)),
         ('matching_pursuit', cfg('matching_pursuit'))):
     sae = SAE.from_dict(c)
     sae.save_model(root / name)
@@ -141,7 +144,8 @@ for cls, rest in ((AutoEncoder, ()), (AutoEncoderNew, ()), (GatedAutoEncoder, ()
     with torch.no_grad():
         f = sae.encode(x)
         keep(name, f, sae.decode(f), folder)
-print(json.dumps(dict(made=made, peer=dict(dictionary_learning=version('dictionary-learning'), torch=torch.__version__))))
+peer = dict(dictionary_learning=version('dictionary-learning'), torch=torch.__version__)
+print(json.dumps(dict(made=made, peer=peer)))
 '''
 
 SPARSIFY = COMMON + '''
@@ -183,14 +187,16 @@ print(json.dumps(dict(seconds=round(seconds, 3), before_MB=round(before), peak_M
 
 def compare(f, x_hat, theirs):
     "Entries that are on in one only, and the largest differences relative to the largest values"
-    out = dict(entries=f.numel(), on=int((theirs['f'] != 0).sum()), support_differs=int(((f != 0) != (theirs['f'] != 0)).sum()))
+    out = dict(
+        entries=f.numel(), on=int((theirs['f'] != 0).sum()), support_differs=int(((f != 0) != (theirs['f'] != 0)).sum())
+    )
     for name, a, b in (('latents', f, theirs['f']), ('reconstruction', x_hat, theirs['x_hat'])):
         out[name] = float((a - b).abs().max() / b.abs().max())
     return out
 
 
 def our_folders(root):
-    "A finished SAE of every registered architecture in our layout, where there is one with and without the encoder bias"
+    "A finished SAE of every registered architecture in our layout, with and without the pre-encoder bias"
     import torch
     from jumprelu_sae.core import Scaler
     from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, make_sae, own_settings
@@ -265,7 +271,9 @@ def true_size():
 
     with tempfile.TemporaryDirectory() as d:
         folder = Path(d) / 'gemma-scope-2-270m-pt' / 'resid_post' / 'layer_9_width_16k_l0_medium'
-        sae = make_sae(SAEConfig('jumprelu', 640, 16_384, theta_init=1.0)).finish(None, dict(hf_hook_name='model.layers.9.output'))
+        sae = make_sae(SAEConfig('jumprelu', 640, 16_384, theta_init=1.0)).finish(
+            None, dict(hf_hook_name='model.layers.9.output')
+        )
         write_gemma_scope(folder, sae)
         size = (folder / 'params.safetensors').stat().st_size
         runs = []
@@ -293,15 +301,22 @@ def main(argv=None):
         some, peers[name] = with_peer(name, python)
         for r in some:
             if 'refused' in r:
-                print(f"{name:20s} {r['case']:52s} refused: {str(r['refused'])[:90]}{'' if r['ok'] else '  NOT REFUSED'}")
+                print(
+                    f"{name:20s} {r['case']:52s} refused: {str(r['refused'])[:90]}{'' if r['ok'] else '  NOT REFUSED'}"
+                )
             else:
-                print(f"{name:20s} {r['case']:52s} {r['gate']:10s} support {r['support_differs']:4d} of {r['on']:7d}"
+                print(
+                    f"{name:20s} {r['case']:52s} {r['gate']:10s} support {r['support_differs']:4d} of {r['on']:7d}"
                     f"  latents {r['latents']:.1e}  reconstruction {r['reconstruction']:.1e}"
-                    f"{'' if r['ok'] else '  DIFFERS'}", flush=True)
+                    f"{'' if r['ok'] else '  DIFFERS'}",
+                    flush=True,
+                )
         rows += some
     size = true_size()
     print(f"Gemma Scope 2 at true size: {size['bytes'] / 1e6:.1f} MB, {size['runs']}, equal {size['same']}")
-    command = 'python benchmarks/interop_roundtrip.py --peer-python ' + ' '.join(f'{n}=PEER/bin/python' for n in pythons)
+    command = 'python benchmarks/interop_roundtrip.py --peer-python ' + ' '.join(
+        f'{n}=PEER/bin/python' for n in pythons
+    )
     facts = dict(format=1, command=command, tolerance=TOLERANCE, d_in=D_IN, d_sae=D_SAE, n=N, peers=peers)
     write_json(args.out, facts | dict(rows=rows, true_size=size, env=run_env()))
     bad = [r for r in rows if not r['ok']]

@@ -544,6 +544,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'jumprelu_sae.formats._claims': ('formats.html#_claims', 'jumprelu_sae/formats.py'),
                                       'jumprelu_sae.formats._decoder_norms': ('formats.html#_decoder_norms', 'jumprelu_sae/formats.py'),
                                       'jumprelu_sae.formats._dict_class': ('formats.html#_dict_class', 'jumprelu_sae/formats.py'),
+                                      'jumprelu_sae.formats._has_thresholds': ('formats.html#_has_thresholds', 'jumprelu_sae/formats.py'),
                                       'jumprelu_sae.formats._header': ('formats.html#_header', 'jumprelu_sae/formats.py'),
                                       'jumprelu_sae.formats._is_legacy': ('formats.html#_is_legacy', 'jumprelu_sae/formats.py'),
                                       'jumprelu_sae.formats._k_of': ('formats.html#_k_of', 'jumprelu_sae/formats.py'),

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_HEADER', 'SIZES', 'STORED', 'HARMLESS', 'IMPORTS', 'HOOKS', 'LENS', 'SAID', 'DESCRIBES', 'FOLDERS', 'GEMMA',
-           'PLAIN', 'ONE_THRESHOLD', 'SAELENS_GATES', 'FOLDED', 'RENAMED', 'LINEAR', 'AS_OURS', 'DICT_CLASSES',
-           'LM_SAES_GATES', 'LOG_THRESHOLD', 'FILES', 'OPTIONAL', 'READERS', 'peek_safetensors', 'peek_npz', 'open_pt',
-           'peek_pt', 'Weights', 'read_settings', 'Parts', 'fold', 'finished', 'origin', 'site_of', 'lens_name',
-           'said_by_path', 'read_gemma_scope_1', 'read_gemma_scope_2', 'read_saelens', 'DictClass', 'turned',
-           'read_dictionary_learning', 'read_sparsify', 'read_openai', 'read_qwen_scope', 'read_llamascopium',
-           'read_llama_scope', 'read_ours', 'layouts_of', 'recognise', 'read_sae', 'write_gemma_scope']
+           'PLAIN', 'ONE_THRESHOLD', 'SAELENS_GATES', 'FOLDED', 'LEGACY_ACTS', 'RENAMED', 'LINEAR', 'AS_OURS',
+           'DICT_CLASSES', 'SPARSIFY_ACTS', 'LM_SAES_GATES', 'LOG_THRESHOLD', 'FILES', 'OPTIONAL', 'READERS',
+           'peek_safetensors', 'peek_npz', 'open_pt', 'peek_pt', 'Weights', 'read_settings', 'Parts', 'fold',
+           'finished', 'origin', 'site_of', 'lens_name', 'said_by_path', 'read_gemma_scope_1', 'read_gemma_scope_2',
+           'read_saelens', 'DictClass', 'turned', 'read_dictionary_learning', 'read_sparsify', 'read_openai',
+           'read_qwen_scope', 'read_llamascopium', 'read_llama_scope', 'read_ours', 'layouts_of', 'recognise',
+           'read_sae', 'write_gemma_scope']
 
 # %% ../nbs/39_formats.ipynb #f0000003
 import json
@@ -491,6 +492,7 @@ SAELENS_GATES = dict(  # its architecture -> our gate, its tensors
     matryoshka_batchtopk=ONE_THRESHOLD,
 )
 FOLDED = (None, False, 'none', 'expected_average_only_in', 'covariance_whitening', True)  # nothing at inference
+LEGACY_ACTS = dict(relu={}, topk=dict(architecture='topk'))  # legacy SAELens' activation_fn -> what it settles
 RENAMED = dict(hook_point='hook_name', activation_fn_str='activation_fn')  # legacy SAELens
 
 def _is_legacy(cfg: dict) -> bool:
@@ -506,11 +508,12 @@ def _saelens_settings(cfg: dict, path: Path) -> dict:
     cfg = (meta if isinstance(meta, dict) else {}) | {RENAMED.get(k, k): v for k, v in cfg.items() if k != 'metadata'}
     if _is_legacy(cfg):
         cfg.setdefault('architecture', 'standard')
-        kwargs = cfg.get('activation_fn_kwargs')
-        if cfg.get('activation_fn') == 'topk':
-            cfg |= dict(architecture='topk', k=kwargs.get('k') if isinstance(kwargs, dict) else None)
-        elif cfg.get('activation_fn', 'relu') != 'relu':
-            _refuse(path, f"its activation function is {str(cfg['activation_fn'])[:40]!r}", 'relu and topk can be read')
+        act, kwargs = str(cfg.get('activation_fn') or 'relu'), cfg.get('activation_fn_kwargs')
+        if act not in LEGACY_ACTS:
+            _refuse(path, f'its activation function is {act[:40]!r}', f"can be read: {', '.join(LEGACY_ACTS)}")
+        cfg |= LEGACY_ACTS[act]
+        if isinstance(kwargs, dict) and kwargs.get('k') is not None:
+            cfg['k'] = kwargs['k']
     arch, norm = cfg.get('architecture'), cfg.get('normalize_activations')
     if not isinstance(arch, str) or arch not in SAELENS_GATES:
         _refuse(path, f'is of the architecture {str(arch)[:40]!r}', f"can be read: {', '.join(SAELENS_GATES)}")
@@ -659,6 +662,8 @@ def _unit(says: dict, path: Path) -> float:
     return 1.0 if f is None else float(f)
 
 # %% ../nbs/39_formats.ipynb #f0000035
+SPARSIFY_ACTS = ('topk',)
+
 def read_sparsify(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     "`cfg.json` and `sae.safetensors`"
     folder = where.parent if where.is_file() else where
@@ -667,8 +672,9 @@ def read_sparsify(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     _no_transcoder(name, 'transcoder' if cfg.get('transcode') else None)
     if cfg.get('skip_connection') or 'W_skip' in w.head:
         _refuse(name, 'has a skip connection beside its latents', 'only plain SAEs can be read')
-    if cfg.get('activation', 'topk') != 'topk':
-        _refuse(name, f"its activation is {str(cfg['activation'])[:40]!r}", 'only topk can be read')
+    act = cfg.get('activation') or SPARSIFY_ACTS[0]  # its own rule for what is absent
+    if act not in SPARSIFY_ACTS:
+        _refuse(name, f'its activation is {str(act)[:40]!r}', f"can be read: {', '.join(SPARSIFY_ACTS)}")
     want = {'encoder.weight': 'md', 'encoder.bias': 'm', 'W_dec': 'md', 'b_dec': 'd'}
     size = w.sizes(want)
     wide = _whole(cfg, 'num_latents', name, 0) or None
@@ -740,6 +746,10 @@ def _lm_saes_says(cfg: dict, path: Path) -> dict:
 LM_SAES_GATES = dict(relu='relu', topk='topk', jumprelu='jumprelu')  # its act_fn -> our gate
 LOG_THRESHOLD = 'activation_function.log_jumprelu_threshold'
 
+def _has_thresholds(gate: str) -> bool:
+    "Does each latent of this gate have a threshold of its own?"
+    return hasattr(make_sae(SAEConfig(gate, 1, 1, **own_settings(gate, dict(k=1)))), 'theta_param')
+
 def read_llamascopium(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     "`config.json` and `sae_weights.safetensors`"
     folder = where.parent if where.is_file() else where
@@ -751,8 +761,7 @@ def read_llamascopium(where: Path, said: dict) -> tuple[Parts, Path, dict]:
         _refuse(name, f'act_fn is {act[:40]!r}', f"can be read: {', '.join(LM_SAES_GATES)}")
     gate = LM_SAES_GATES[act]
     want = dict(W_E='dm', b_E='m', W_D='md') | (dict(b_D='d') if 'b_D' in w.head else {})
-    has_threshold = hasattr(make_sae(SAEConfig(gate, 1, 1, **own_settings(gate, dict(k=1)))), 'theta_param')
-    want |= {LOG_THRESHOLD: 'm'} if has_threshold else {}
+    want |= {LOG_THRESHOLD: 'm'} if _has_thresholds(gate) else {}
     average = f"dataset_average_activation_norm.{says['hook']}"
     size = w.sizes(want, tuple(k for k in w.head if k.startswith('dataset_average_activation_norm.')))
     factor = _whole(cfg, 'expansion_factor', name)
@@ -768,12 +777,12 @@ def read_llamascopium(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     t = turned(dict(zip(want, w.read(*want))))
     t.setdefault('b_dec', torch.zeros(size['d']))
     own = _k_of(gate, says, said, name)
-    if has_threshold:
+    if LOG_THRESHOLD in want:
         own['threshold'] = t.pop(LOG_THRESHOLD).double().exp()
         if not torch.isfinite(own['threshold']).all():
             _refuse(path, 'a threshold is infinite')
-    return _norms_in_gate(Parts(gate, pre_bias=bool(says['pre_bias']), own=own, unit=_unit(says, path), says=says, **t),
-        said, name), path, cfg
+    parts = Parts(gate, pre_bias=bool(says['pre_bias']), own=own, unit=_unit(says, path), says=says, **t)
+    return _norms_in_gate(parts, said, name), path, cfg
 
 def _norms_in_gate(p: Parts, said: dict, path: Path) -> Parts:
     "The gate in units of the decoder's norm: into the thresholds, or into the weights of a gate that compares latents"
@@ -792,7 +801,8 @@ def read_llama_scope(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     path, name = folder / 'checkpoints' / 'final.safetensors', folder / 'hyperparams.json'
     cfg, w = read_settings(name), Weights(path)
     says = _lm_saes_says(cfg, name)
-    if str(cfg.get('act_fn', 'jumprelu')).lower() != 'jumprelu' or not is_number(cfg.get('jump_relu_threshold')):
+    gate = LM_SAES_GATES.get(str(cfg.get('act_fn', 'jumprelu')).lower())
+    if gate is None or not _has_thresholds(gate) or not is_number(cfg.get('jump_relu_threshold')):
         _refuse(name, 'names no jump_relu_threshold, or another activation function', 'only JumpReLU can be read')
     want = LINEAR | {'decoder.bias': 'd'}
     size = w.sizes(want)
@@ -804,8 +814,8 @@ def read_llama_scope(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     t = turned(dict(zip(want, w.read(*want))))
     unit = _unit(says, name)
     own = dict(threshold=torch.full((size['m'],), cfg['jump_relu_threshold'] / unit, dtype=torch.float64))
-    return _norms_in_gate(Parts('jumprelu', pre_bias=bool(says['pre_bias']), own=own, unit=unit, says=says, **t), said,
-        name), path, cfg
+    parts = Parts(gate, pre_bias=bool(says['pre_bias']), own=own, unit=unit, says=says, **t)
+    return _norms_in_gate(parts, said, name), path, cfg
 
 # %% ../nbs/39_formats.ipynb #f0000019
 def read_ours(where: Path, said: dict) -> SAE:

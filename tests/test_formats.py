@@ -1,5 +1,6 @@
 """Files of every layout, written here from what is known of it, against the layout's own formula in float64; and files
 that were made to hurt: one line, nothing run, memory bounded"""
+
 import io
 import json
 import pickle
@@ -15,8 +16,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jumprelu_sae.core import Scaler, UserError
-from jumprelu_sae.formats import (DICT_CLASSES, FILES, OPTIONAL, READERS, SAELENS_GATES, fold, layouts_of, origin, Parts,
-    read_sae, recognise, said_by_path, site_of, write_gemma_scope)
+from jumprelu_sae.formats import (
+    DICT_CLASSES,
+    FILES,
+    OPTIONAL,
+    READERS,
+    SAELENS_GATES,
+    fold,
+    layouts_of,
+    origin,
+    Parts,
+    read_sae,
+    recognise,
+    said_by_path,
+    site_of,
+    write_gemma_scope,
+)
 from jumprelu_sae.sae import SAEConfig, load_sae, make_sae
 
 D, M, K, N = 12, 40, 5, 200
@@ -31,8 +46,13 @@ def weights(seed=0, unit_rows=False):
         W_dec = W_dec * (0.5 + 2 * torch.rand(M, 1, generator=g))
     W_enc = W_dec.T.contiguous() + 0.3 * torch.randn(D, M, generator=g)
     rest = {k: torch.randn(n, generator=g) for k, n in dict(b_enc=M, b_dec=D, b_mag=M, b_gate=M).items()}
-    return dict(W_enc=W_enc, W_dec=W_dec, **rest, r_mag=0.3 * torch.randn(M, generator=g),
-        threshold=2 * torch.rand(M, generator=g) - 0.3)
+    return dict(
+        W_enc=W_enc,
+        W_dec=W_dec,
+        **rest,
+        r_mag=0.3 * torch.randn(M, generator=g),
+        threshold=2 * torch.rand(M, generator=g) - 0.3,
+    )
 
 
 def activations(scale=2.0, seed=1):
@@ -59,8 +79,12 @@ def formula(gate, w, x, pre_bias=False, unit=1.0, rows=False, score_rows=False):
     else:
         pre = pre + w['b_enc']
         score = pre * n
-        f = dict(relu=lambda: score.relu(), topk=lambda: top(score), one=lambda: jump(score, w['threshold'].max()),
-            jumprelu=lambda: jump(score, w['threshold']))[gate]()
+        f = dict(
+            relu=lambda: score.relu(),
+            topk=lambda: top(score),
+            one=lambda: jump(score, w['threshold'].max()),
+            jumprelu=lambda: jump(score, w['threshold']),
+        )[gate]()
     latents = f / n if score_rows else f
     x_hat = (f / n) @ w['W_dec'] + w['b_dec']
     return latents, x_hat * unit
@@ -99,14 +123,32 @@ def pick(w, *names):
 
 
 BASE = ('W_enc', 'b_enc', 'W_dec', 'b_dec')
-SAELENS = dict(standard=('relu', BASE), topk=('topk', BASE), jumprelu=('jumprelu', (*BASE, 'threshold')),
-    gated=('gated', ('W_enc', 'W_dec', 'b_dec', 'b_gate', 'b_mag', 'r_mag')))
+SAELENS = dict(
+    standard=('relu', BASE),
+    topk=('topk', BASE),
+    jumprelu=('jumprelu', (*BASE, 'threshold')),
+    gated=('gated', ('W_enc', 'W_dec', 'b_dec', 'b_gate', 'b_mag', 'r_mag')),
+)
 
 
 def saelens_cfg(architecture, **more):
-    cfg = dict(architecture=architecture, d_in=D, d_sae=M, dtype='float32', device='cpu', apply_b_dec_to_input=False,
-        normalize_activations='none', reshape_activations='none', metadata=dict(sae_lens_version='6.54.12',
-            model_name='gemma-3-270m', hook_name='blocks.9.hook_resid_post', prepend_bos=True, context_size=128))
+    cfg = dict(
+        architecture=architecture,
+        d_in=D,
+        d_sae=M,
+        dtype='float32',
+        device='cpu',
+        apply_b_dec_to_input=False,
+        normalize_activations='none',
+        reshape_activations='none',
+        metadata=dict(
+            sae_lens_version='6.54.12',
+            model_name='gemma-3-270m',
+            hook_name='blocks.9.hook_resid_post',
+            prepend_bos=True,
+            context_size=128,
+        ),
+    )
     return cfg | (dict(k=K, rescale_acts_by_decoder_norm=False) if architecture == 'topk' else {}) | more
 
 
@@ -127,7 +169,9 @@ def test_saelens_6(tmp_path, architecture, pre_bias):
     assert (said['layout'], said['site'], said['model']) == ('saelens', 'resid.9', 'gemma-3-270m')
     assert said['config'] == cfg and len(said['sha256']) == 64 and said['weights'] == 'sae_weights.safetensors'
     kept = {k: sae.metadata[k] for k in ('model_name', 'hook_name', 'prepend_bos', 'context_size')}
-    assert kept == dict(model_name='gemma-3-270m', hook_name='blocks.9.hook_resid_post', prepend_bos=True, context_size=128)
+    assert kept == dict(
+        model_name='gemma-3-270m', hook_name='blocks.9.hook_resid_post', prepend_bos=True, context_size=128
+    )
     assert origin(read_sae(tmp_path / 'sae_weights.safetensors')) == said
 
 
@@ -193,13 +237,28 @@ def test_saelens_normalisations_that_change_nothing(tmp_path, norm):
     same(read_sae(tmp_path), formula('jumprelu', w, x), x)
 
 
-LEGACY = dict(d_in=D, d_sae=M, dtype='torch.float32', hook_point='blocks.8.hook_resid_pre', hook_point_layer=8,
-    model_name='gpt2-small', context_size=128, normalize_activations=None)
+LEGACY = dict(
+    d_in=D,
+    d_sae=M,
+    dtype='torch.float32',
+    hook_point='blocks.8.hook_resid_pre',
+    hook_point_layer=8,
+    model_name='gpt2-small',
+    context_size=128,
+    normalize_activations=None,
+)
 
 
-@pytest.mark.parametrize('more, gate', [(dict(), 'relu'), (dict(architecture='gated'), 'gated'),
-    (dict(activation_fn_str='topk', activation_fn_kwargs=dict(k=K)), 'topk'), (dict(architecture='jumprelu'), 'jumprelu'),
-    (dict(normalize_activations=True), 'relu')])
+@pytest.mark.parametrize(
+    'more, gate',
+    [
+        (dict(), 'relu'),
+        (dict(architecture='gated'), 'gated'),
+        (dict(activation_fn_str='topk', activation_fn_kwargs=dict(k=K)), 'topk'),
+        (dict(architecture='jumprelu'), 'jumprelu'),
+        (dict(normalize_activations=True), 'relu'),
+    ],
+)
 def test_saelens_legacy(tmp_path, more, gate):
     "Flat keys, old names, pre-bias by default, TopK hidden behind 'standard'"
     w, x = weights(), activations()
@@ -215,16 +274,32 @@ def test_saelens_legacy(tmp_path, more, gate):
         read_sae(tmp_path)
 
 
-@pytest.mark.parametrize('change, says', [
-    (dict(normalize_activations='layer_norm'), "'layer_norm'"), (dict(normalize_activations='foo'), "'foo'"),
-    (dict(normalize_activations='constant_norm_rescale'), "'constant_norm_rescale'"),
-    (dict(architecture='transcoder'), "'transcoder'"), (dict(architecture='abstopk'), "'abstopk'"),
-    (dict(architecture='jump_relu'), "'jump_relu'"), (dict(architecture=None), 'architecture'),
-    (dict(reshape_activations='odd'), "'odd'"), (dict(d_in=D + 1), f'd_in = {D + 1}'), (dict(d_sae=M - 1), 'd_sae = '),
-    (dict(d_sae=10**12), 'd_sae'), (dict(d_sae=-1), 'd_sae'), (dict(d_in='x'), 'd_in'), (dict(k=None), 'give k='),
-    (dict(k=0), 'k is 0'), (dict(k=M + 1), f'k={M + 1}'), (dict(k=1e30), 'k is 1e'), (dict(k=True), 'k is True'),
-    (dict(apply_b_dec_to_input='yes'), "'yes'"), (dict(rescale_acts_by_decoder_norm=[1]), 'rescale|in_rows'),
-    (dict(metadata=[1]), 'architecture|topk|d_in|')])
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        (dict(normalize_activations='layer_norm'), "'layer_norm'"),
+        (dict(normalize_activations='foo'), "'foo'"),
+        (dict(normalize_activations='constant_norm_rescale'), "'constant_norm_rescale'"),
+        (dict(architecture='transcoder'), "'transcoder'"),
+        (dict(architecture='abstopk'), "'abstopk'"),
+        (dict(architecture='jump_relu'), "'jump_relu'"),
+        (dict(architecture=None), 'architecture'),
+        (dict(reshape_activations='odd'), "'odd'"),
+        (dict(d_in=D + 1), f'd_in = {D + 1}'),
+        (dict(d_sae=M - 1), 'd_sae = '),
+        (dict(d_sae=10**12), 'd_sae'),
+        (dict(d_sae=-1), 'd_sae'),
+        (dict(d_in='x'), 'd_in'),
+        (dict(k=None), 'give k='),
+        (dict(k=0), 'k is 0'),
+        (dict(k=M + 1), f'k={M + 1}'),
+        (dict(k=1e30), 'k is 1e'),
+        (dict(k=True), 'k is True'),
+        (dict(apply_b_dec_to_input='yes'), "'yes'"),
+        (dict(rescale_acts_by_decoder_norm=[1]), 'rescale|in_rows'),
+        (dict(metadata=[1]), 'architecture|topk|d_in|'),
+    ],
+)
 def test_saelens_refused_by_name(tmp_path, change, says):
     write(tmp_path, 'cfg.json', saelens_cfg('topk') | change)
     write(tmp_path, 'sae_weights.safetensors', pick(weights(), *BASE))
@@ -244,8 +319,16 @@ def refused(where, says, **said):
 
 GEMMA_1 = 'gemma-scope-2b-pt-res/layer_9/width_16k/average_l0_73'
 GEMMA_2 = 'gemma-scope-2-270m-pt/resid_post/layer_9_width_16k_l0_medium'
-GEMMA_CFG = dict(hf_hook_point_in='model.layers.9.output', hf_hook_point_out='model.layers.9.output', width=M,
-    model_name='gemma-v3-270m', architecture='jump_relu', l0=60, affine_connection=False, type='sae')
+GEMMA_CFG = dict(
+    hf_hook_point_in='model.layers.9.output',
+    hf_hook_point_out='model.layers.9.output',
+    width=M,
+    model_name='gemma-v3-270m',
+    architecture='jump_relu',
+    l0=60,
+    affine_connection=False,
+    type='sae',
+)
 
 
 def gemma(w):
@@ -264,7 +347,11 @@ def test_gemma_scope_1(tmp_path):
         same(sae, formula('jumprelu', w, x), x)
         said = origin(sae)
         assert (said['layout'], said['model'], said['site'], said['l0']) == (
-            'gemma_scope_1', 'google/gemma-2-2b', 'resid.9', 73)
+            'gemma_scope_1',
+            'google/gemma-2-2b',
+            'resid.9',
+            73,
+        )
     path = write(tmp_path / 'bare', 'params.npz', gemma(w))
     refused(path, 'give site=')
     assert origin(read_sae(path, site='mlp.3'))['site'] == 'mlp.3'
@@ -295,28 +382,51 @@ def test_gemma_scope_2(tmp_path):
     assert origin(read_sae(bare))['model'] == 'google/gemma-3-270m'
 
 
-@pytest.mark.parametrize('cfg, tensors, says', [
-    (dict(type='transcoder'), {}, 'transcoder'), (dict(type='crosscoder'), {}, 'crosscoder'),
-    (dict(hf_hook_point_out='model.layers.9.post_feedforward_layernorm.output'), {}, 'transcoder'),
-    (dict(affine_connection=True), {}, 'affine'), (dict(), dict(affine_skip_connection=torch.zeros(D, D)), 'affine'),
-    (dict(hf_hook_point_in='model.layers.8.output', hf_hook_point_out='model.layers.8.output'), {}, 'place = resid.8'),
-    (dict(width=M + 1), {}, f'width = {M + 1}'), (dict(width='wide'), {}, 'width'), (dict(architecture='relu'), {}, 'relu')])
+@pytest.mark.parametrize(
+    'cfg, tensors, says',
+    [
+        (dict(type='transcoder'), {}, 'transcoder'),
+        (dict(type='crosscoder'), {}, 'crosscoder'),
+        (dict(hf_hook_point_out='model.layers.9.post_feedforward_layernorm.output'), {}, 'transcoder'),
+        (dict(affine_connection=True), {}, 'affine'),
+        (dict(), dict(affine_skip_connection=torch.zeros(D, D)), 'affine'),
+        (
+            dict(hf_hook_point_in='model.layers.8.output', hf_hook_point_out='model.layers.8.output'),
+            {},
+            'place = resid.8',
+        ),
+        (dict(width=M + 1), {}, f'width = {M + 1}'),
+        (dict(width='wide'), {}, 'width'),
+        (dict(architecture='relu'), {}, 'relu'),
+    ],
+)
 def test_gemma_scope_2_refused(tmp_path, cfg, tensors, says):
     write(tmp_path / GEMMA_2, 'params.safetensors', lower(gemma(weights())) | tensors)
     write(tmp_path / GEMMA_2, 'config.json', GEMMA_CFG | cfg)
     refused(tmp_path / GEMMA_2, says)
 
 
-@pytest.mark.parametrize('path, want', [
-    ('google/gemma-scope-2-270m-pt/attn_out_all/layer_0_width_262k_l0_big', ('google/gemma-3-270m', 'attn.0', None, None)),
-    ('models--google--gemma-scope-2-1b-it/snapshots/ab12/mlp_out/layer_17_width_1m_l0_small_seed_1',
-        ('google/gemma-3-1b-it', 'mlp.17', None, None)),
-    ('gemma-scope-2-4b-pt/transcoder_all/layer_3_width_16k_l0_small_affine', ('google/gemma-3-4b-pt', None, None,
-        'transcoder')),
-    ('gemma-scope-9b-it-att/layer_20/width_131k/average_l0_9', ('google/gemma-2-9b-it', 'attn.20', 9, None)),
-    ('gemma-scope-27b-pt-mlp/layer_2/width_16k/average_l0_9', ('google/gemma-2-27b', 'mlp.2', 9, None)),
-    ('gemma-scope-2b-pt-res/embedding/width_4k/average_l0_11', ('google/gemma-2-2b', None, 11, None)),
-    ('my/folder', (None, None, None, None))])
+@pytest.mark.parametrize(
+    'path, want',
+    [
+        (
+            'google/gemma-scope-2-270m-pt/attn_out_all/layer_0_width_262k_l0_big',
+            ('google/gemma-3-270m', 'attn.0', None, None),
+        ),
+        (
+            'models--google--gemma-scope-2-1b-it/snapshots/ab12/mlp_out/layer_17_width_1m_l0_small_seed_1',
+            ('google/gemma-3-1b-it', 'mlp.17', None, None),
+        ),
+        (
+            'gemma-scope-2-4b-pt/transcoder_all/layer_3_width_16k_l0_small_affine',
+            ('google/gemma-3-4b-pt', None, None, 'transcoder'),
+        ),
+        ('gemma-scope-9b-it-att/layer_20/width_131k/average_l0_9', ('google/gemma-2-9b-it', 'attn.20', 9, None)),
+        ('gemma-scope-27b-pt-mlp/layer_2/width_16k/average_l0_9', ('google/gemma-2-27b', 'mlp.2', 9, None)),
+        ('gemma-scope-2b-pt-res/embedding/width_4k/average_l0_11', ('google/gemma-2-2b', None, 11, None)),
+        ('my/folder', (None, None, None, None)),
+    ],
+)
 def test_paths_say(path, want):
     says = said_by_path(f'/cache/{path}/params.npz')
     assert tuple(says.get(k) for k in ('model', 'site', 'l0', 'other')) == want
@@ -324,26 +434,56 @@ def test_paths_say(path, want):
 
 def dict_tensors(name, w):
     "A state dict of one of dictionary_learning's classes"
-    linear = {'encoder.weight': w['W_enc'].T.contiguous(), 'encoder.bias': w['b_enc'],
-        'decoder.weight': w['W_dec'].T.contiguous()}
+    linear = {
+        'encoder.weight': w['W_enc'].T.contiguous(),
+        'encoder.bias': w['b_enc'],
+        'decoder.weight': w['W_dec'].T.contiguous(),
+    }
     k = torch.tensor(K, dtype=torch.int32)
     one = dict(k=k, threshold=w['threshold'].max())
-    return dict(AutoEncoder=linear | dict(bias=w['b_dec']), AutoEncoderNew=linear | {'decoder.bias': w['b_dec']},
-        GatedAutoEncoder={'encoder.weight': linear['encoder.weight'], 'decoder.weight': linear['decoder.weight'],
-            'decoder_bias': w['b_dec'], 'r_mag': w['r_mag'], 'gate_bias': w['b_gate'], 'mag_bias': w['b_mag']},
-        JumpReluAutoEncoder=gemma(w), AutoEncoderTopK=linear | dict(b_dec=w['b_dec'], k=k, threshold=torch.tensor(-1.)),
+    return dict(
+        AutoEncoder=linear | dict(bias=w['b_dec']),
+        AutoEncoderNew=linear | {'decoder.bias': w['b_dec']},
+        GatedAutoEncoder={
+            'encoder.weight': linear['encoder.weight'],
+            'decoder.weight': linear['decoder.weight'],
+            'decoder_bias': w['b_dec'],
+            'r_mag': w['r_mag'],
+            'gate_bias': w['b_gate'],
+            'mag_bias': w['b_mag'],
+        },
+        JumpReluAutoEncoder=gemma(w),
+        AutoEncoderTopK=linear | dict(b_dec=w['b_dec'], k=k, threshold=torch.tensor(-1.0)),
         BatchTopKSAE=linear | dict(b_dec=w['b_dec'], **one),
-        MatryoshkaBatchTopKSAE=pick(w, *BASE) | one | dict(group_sizes=torch.tensor([10, 30])))[name]
+        MatryoshkaBatchTopKSAE=pick(w, *BASE) | one | dict(group_sizes=torch.tensor([10, 30])),
+    )[name]
 
 
-DICT = dict(AutoEncoder=('relu', True, True), AutoEncoderNew=('relu', False, False), GatedAutoEncoder=('gated', True, False),
-    JumpReluAutoEncoder=('jumprelu', False, False), AutoEncoderTopK=('topk', True, False), BatchTopKSAE=('one', True, False),
-    MatryoshkaBatchTopKSAE=('one', True, False))  # class -> formula, pre-bias, units of rows
+DICT = dict(
+    AutoEncoder=('relu', True, True),
+    AutoEncoderNew=('relu', False, False),
+    GatedAutoEncoder=('gated', True, False),
+    JumpReluAutoEncoder=('jumprelu', False, False),
+    AutoEncoderTopK=('topk', True, False),
+    BatchTopKSAE=('one', True, False),
+    MatryoshkaBatchTopKSAE=('one', True, False),
+)  # class -> formula, pre-bias, units of rows
 
 
 def dict_cfg(name, **more):
-    return dict(trainer=dict(dict_class=name, activation_dim=D, dict_size=M, layer=8, lm_name='EleutherAI/pythia-70m',
-        submodule_name='resid_post_layer_8') | (dict(k=K) if 'TopK' in name else {}) | more, buffer=dict(ctx_len=128))
+    return dict(
+        trainer=dict(
+            dict_class=name,
+            activation_dim=D,
+            dict_size=M,
+            layer=8,
+            lm_name='EleutherAI/pythia-70m',
+            submodule_name='resid_post_layer_8',
+        )
+        | (dict(k=K) if 'TopK' in name else {})
+        | more,
+        buffer=dict(ctx_len=128),
+    )
 
 
 @pytest.mark.parametrize('name', DICT)
@@ -370,30 +510,41 @@ def test_dictionary_learning(tmp_path, name):
 @pytest.mark.parametrize('name', DICT)
 def test_dictionary_learning_within_a_run(tmp_path, name):
     "Another thing under the name ae.pt: biases of scaled activations, the factor beside them"
-    w, x = weights(), activations(8.)
+    w, x = weights(), activations(8.0)
     gate, pre_bias, rows = DICT[name]
-    state = dict(step=100, ae=dict_tensors(name, w), optimizer=dict(state={}, param_groups=[dict(lr=1e-3)]),
-        config=dict_cfg(name)['trainer'], norm_factor=4.0)
+    state = dict(
+        step=100,
+        ae=dict_tensors(name, w),
+        optimizer=dict(state={}, param_groups=[dict(lr=1e-3)]),
+        config=dict_cfg(name)['trainer'],
+        norm_factor=4.0,
+    )
     write(tmp_path, 'ae.pt', state)
     sae = read_sae(tmp_path)
-    same(sae, formula(gate, w, x, pre_bias, unit=4., rows=rows), x, unit=4.)
+    same(sae, formula(gate, w, x, pre_bias, unit=4.0, rows=rows), x, unit=4.0)
     assert origin(sae)['norm_factor'] == 4.0
     write(tmp_path, 'ae.pt', state | dict(norm_factor=None))
     refused(tmp_path, 'give norm_factor=')
     assert torch.equal(read_sae(tmp_path, norm_factor=4.0).encode(x), sae.encode(x))
-    for bad in (0., -1., float('nan'), 'x'):
+    for bad in (0.0, -1.0, float('nan'), 'x'):
         write(tmp_path, 'ae.pt', state | dict(norm_factor=bad))
         refused(tmp_path, 'norm_factor')
 
 
 def test_dictionary_learning_refused(tmp_path):
     w = weights()
-    never = dict_tensors('BatchTopKSAE', w) | dict(threshold=torch.tensor(-1.))
+    never = dict_tensors('BatchTopKSAE', w) | dict(threshold=torch.tensor(-1.0))
     write(tmp_path / 'a', 'ae.pt', never)
     write(tmp_path / 'a', 'config.json', dict_cfg('BatchTopKSAE'))
     refused(tmp_path / 'a', 'never set')
-    for i, (cfg, says) in enumerate(((dict_cfg('Foo'), "'Foo'"), (dict_cfg('AutoEncoder', activation_dim=7), 'activation_dim'),
-            (dict_cfg('AutoEncoder', dict_size=7), 'dict_size = 7'), (dict_cfg('GatedAutoEncoder'), 'lacks decoder_bias'))):
+    for i, (cfg, says) in enumerate(
+        (
+            (dict_cfg('Foo'), "'Foo'"),
+            (dict_cfg('AutoEncoder', activation_dim=7), 'activation_dim'),
+            (dict_cfg('AutoEncoder', dict_size=7), 'dict_size = 7'),
+            (dict_cfg('GatedAutoEncoder'), 'lacks decoder_bias'),
+        )
+    ):
         write(tmp_path / str(i), 'ae.pt', dict_tensors('AutoEncoder', w))
         write(tmp_path / str(i), 'config.json', cfg)
         refused(tmp_path / str(i), says)
@@ -406,8 +557,17 @@ def sparsify_tensors(w):
     return {'encoder.weight': w['W_enc'].T, 'encoder.bias': w['b_enc'], 'W_dec': w['W_dec'], 'b_dec': w['b_dec']}
 
 
-SPARSIFY = dict(activation='topk', expansion_factor=32, normalize_decoder=True, num_latents=M, k=K, multi_topk=False,
-    skip_connection=False, transcode=False, d_in=D)
+SPARSIFY = dict(
+    activation='topk',
+    expansion_factor=32,
+    normalize_decoder=True,
+    num_latents=M,
+    k=K,
+    multi_topk=False,
+    skip_connection=False,
+    transcode=False,
+    d_in=D,
+)
 
 
 def test_sparsify(tmp_path):
@@ -418,9 +578,15 @@ def test_sparsify(tmp_path):
     sae = read_sae(folder)
     same(sae, formula('topk', w, x, True), x)
     assert origin(sae)['site'] == 'resid.10' and origin(sae)['hook'] == 'layers.10' and sae.cfg.k == K
-    for change, says in ((dict(transcode=True), 'transcoder'), (dict(skip_connection=True), 'skip'),
-            (dict(activation='groupmax'), 'groupmax'), (dict(num_latents=0), 'expansion_factor'), (dict(d_in=9), 'd_in'),
-            (dict(num_latents=M + 1), 'num_latents'), (dict(k=None), 'give k=')):
+    for change, says in (
+        (dict(transcode=True), 'transcoder'),
+        (dict(skip_connection=True), 'skip'),
+        (dict(activation='groupmax'), 'groupmax'),
+        (dict(num_latents=0), 'expansion_factor'),
+        (dict(d_in=9), 'd_in'),
+        (dict(num_latents=M + 1), 'num_latents'),
+        (dict(k=None), 'give k='),
+    ):
         write(folder, 'cfg.json', SPARSIFY | change)
         refused(folder, says)
     assert read_sae(folder, k=K).cfg.k == K
@@ -431,9 +597,17 @@ def test_sparsify(tmp_path):
 
 def test_openai(tmp_path):
     w, x = weights(), activations()
-    t = {'pre_bias': w['b_dec'], 'encoder.weight': w['W_enc'].T, 'latent_bias': w['b_enc'], 'decoder.weight': w['W_dec'].T,
-        'stats_last_nonzero': torch.zeros(M, dtype=torch.long), 'latents_activation_frequency': torch.ones(M),
-        'latents_mean_square': torch.zeros(M), 'activation': 'ReLU', 'activation_state_dict': {}}
+    t = {
+        'pre_bias': w['b_dec'],
+        'encoder.weight': w['W_enc'].T,
+        'latent_bias': w['b_enc'],
+        'decoder.weight': w['W_dec'].T,
+        'stats_last_nonzero': torch.zeros(M, dtype=torch.long),
+        'latents_activation_frequency': torch.ones(M),
+        'latents_mean_square': torch.zeros(M),
+        'activation': 'ReLU',
+        'activation_state_dict': {},
+    }
     write(tmp_path, 'v5_32k.pt', t)
     assert recognise(tmp_path) == 'openai'
     same(read_sae(tmp_path), formula('relu', w, x, True), x)
@@ -461,8 +635,17 @@ def test_qwen_scope(tmp_path):
     assert sae.cfg.k == 50 and origin(sae)['model'] == 'Qwen/Qwen3-1.7B-Base' and origin(sae)['l0'] == 50
 
 
-LM_SAES = dict(sae_type='sae', d_model=D, expansion_factor=1, act_fn='jumprelu', top_k=K, norm_activation='dataset-wise',
-    sparsity_include_decoder_norm=True, hook_point_in='blocks.9.hook_resid_post', hook_point_out='blocks.9.hook_resid_post')
+LM_SAES = dict(
+    sae_type='sae',
+    d_model=D,
+    expansion_factor=1,
+    act_fn='jumprelu',
+    top_k=K,
+    norm_activation='dataset-wise',
+    sparsity_include_decoder_norm=True,
+    hook_point_in='blocks.9.hook_resid_post',
+    hook_point_out='blocks.9.hook_resid_post',
+)
 AVERAGE = 'dataset_average_activation_norm.blocks.9.hook_resid_post'
 
 
@@ -470,11 +653,12 @@ AVERAGE = 'dataset_average_activation_norm.blocks.9.hook_resid_post'
 @pytest.mark.parametrize('rows', [True, False])
 @pytest.mark.parametrize('norm', ['dataset-wise', 'inference'])
 def test_llamascopium(tmp_path, act, rows, norm):
-    w, x = weights(), activations(6.)
+    w, x = weights(), activations(6.0)
     w['threshold'] = w['threshold'].abs() + 0.05
-    unit = 30. / D**0.5 if norm == 'dataset-wise' else 1.0
+    unit = 30.0 / D**0.5 if norm == 'dataset-wise' else 1.0
     t = dict(W_E=w['W_enc'], b_E=w['b_enc'], W_D=w['W_dec'], b_D=w['b_dec']) | {
-        AVERAGE: torch.tensor(30. if unit != 1 else float('nan'))}
+        AVERAGE: torch.tensor(30.0 if unit != 1 else float('nan'))
+    }
     if act == 'jumprelu':
         t['activation_function.log_jumprelu_threshold'] = w['threshold'].log()
     cfg = LM_SAES | dict(act_fn=act, sparsity_include_decoder_norm=rows, norm_activation=norm)
@@ -493,39 +677,73 @@ def test_llamascopium(tmp_path, act, rows, norm):
     assert torch.equal(read_sae(tmp_path, in_rows=rows).encode(x), sae.encode(x))
 
 
-@pytest.mark.parametrize('change, says', [(dict(sae_type='crosscoder'), 'crosscoder'), (dict(act_fn='batchtopk'), 'batchtopk'),
-    (dict(norm_activation='token-wise'), 'token-wise'), (dict(norm_activation=None), 'norm_activation'),
-    (dict(hook_point_out='blocks.9.hook_mlp_out'), 'transcoder'), (dict(use_glu_encoder=True), 'gated linear'),
-    (dict(d_model=D + 1), 'd_model'), (dict(expansion_factor=3), 'expansion_factor'), (dict(hook_point_in='a',
-        hook_point_out='a'), 'give norm_factor=')])
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        (dict(sae_type='crosscoder'), 'crosscoder'),
+        (dict(act_fn='batchtopk'), 'batchtopk'),
+        (dict(norm_activation='token-wise'), 'token-wise'),
+        (dict(norm_activation=None), 'norm_activation'),
+        (dict(hook_point_out='blocks.9.hook_mlp_out'), 'transcoder'),
+        (dict(use_glu_encoder=True), 'gated linear'),
+        (dict(d_model=D + 1), 'd_model'),
+        (dict(expansion_factor=3), 'expansion_factor'),
+        (dict(hook_point_in='a', hook_point_out='a'), 'give norm_factor='),
+    ],
+)
 def test_llamascopium_refused(tmp_path, change, says):
     w = weights()
     write(tmp_path, 'config.json', {k: v for k, v in LM_SAES.items() if k != 'expansion_factor'} | change)
-    write(tmp_path, 'sae_weights.safetensors', dict(W_E=w['W_enc'], b_E=w['b_enc'], W_D=w['W_dec'], b_D=w['b_dec']) | {
-        AVERAGE: torch.tensor(30.), 'activation_function.log_jumprelu_threshold': torch.zeros(M)})
+    write(
+        tmp_path,
+        'sae_weights.safetensors',
+        dict(W_E=w['W_enc'], b_E=w['b_enc'], W_D=w['W_dec'], b_D=w['b_dec'])
+        | {AVERAGE: torch.tensor(30.0), 'activation_function.log_jumprelu_threshold': torch.zeros(M)},
+    )
     refused(tmp_path, says)
 
 
 def test_llama_scope(tmp_path):
     "One threshold, which belongs to raw activations"
-    w, x, unit = weights(unit_rows=True), activations(6.), 30. / D**0.5
-    cfg = dict(d_model=D, d_sae=M, act_fn='jumprelu', jump_relu_threshold=2.5, hook_point_in='blocks.15.hook_resid_post',
-        hook_point_out='blocks.15.hook_resid_post', apply_decoder_bias_to_pre_encoder=False,
-        dataset_average_activation_norm={'in': 30., 'out': 30.})
+    w, x, unit = weights(unit_rows=True), activations(6.0), 30.0 / D**0.5
+    cfg = dict(
+        d_model=D,
+        d_sae=M,
+        act_fn='jumprelu',
+        jump_relu_threshold=2.5,
+        hook_point_in='blocks.15.hook_resid_post',
+        hook_point_out='blocks.15.hook_resid_post',
+        apply_decoder_bias_to_pre_encoder=False,
+        dataset_average_activation_norm={'in': 30.0, 'out': 30.0},
+    )
     write(tmp_path, 'hyperparams.json', cfg)
-    write(tmp_path, 'checkpoints/final.safetensors', {'encoder.weight': w['W_enc'].T, 'encoder.bias': w['b_enc'],
-        'decoder.weight': w['W_dec'].T, 'decoder.bias': w['b_dec']})
+    write(
+        tmp_path,
+        'checkpoints/final.safetensors',
+        {
+            'encoder.weight': w['W_enc'].T,
+            'encoder.bias': w['b_enc'],
+            'decoder.weight': w['W_dec'].T,
+            'decoder.bias': w['b_dec'],
+        },
+    )
     w['threshold'] = torch.full((M,), 2.5, dtype=torch.float64) / unit
     sae = read_sae(tmp_path)
     same(sae, formula('jumprelu', w, x, unit=unit), x, unit=unit)
     assert torch.equal(sae.threshold, torch.full((M,), 2.5))
-    assert origin(sae)['site'] == 'resid.15' and recognise(tmp_path / 'checkpoints' / 'final.safetensors') == 'llama_scope'
+    assert (
+        origin(sae)['site'] == 'resid.15' and recognise(tmp_path / 'checkpoints' / 'final.safetensors') == 'llama_scope'
+    )
     del cfg['apply_decoder_bias_to_pre_encoder']
     write(tmp_path, 'hyperparams.json', cfg)
     refused(tmp_path, 'give pre_bias=')
     same(read_sae(tmp_path, pre_bias=True), formula('jumprelu', w, x, True, unit=unit), x, unit=unit)
-    for change, says in ((dict(jump_relu_threshold=None), 'jump_relu_threshold'), (dict(act_fn='topk'), 'activation'),
-            (dict(dataset_average_activation_norm={}), 'give norm_factor='), (dict(d_sae=3), 'd_sae = 3')):
+    for change, says in (
+        (dict(jump_relu_threshold=None), 'jump_relu_threshold'),
+        (dict(act_fn='topk'), 'activation'),
+        (dict(dataset_average_activation_norm={}), 'give norm_factor='),
+        (dict(d_sae=3), 'd_sae = 3'),
+    ):
         write(tmp_path, 'hyperparams.json', cfg | change)
         refused(tmp_path, says, pre_bias=False)
 
@@ -535,6 +753,10 @@ def test_other_float_types(tmp_path, dtype):
     w, x = {k: v.to(dtype) for k, v in weights().items()}, activations()
     write(tmp_path / GEMMA_2, 'params.safetensors', lower(gemma(w)))
     same(read_sae(tmp_path / GEMMA_2), formula('jumprelu', {k: v.float() for k, v in w.items()}, x), x)
+
+
+def test_what_comes_into_the_first_layer_is_no_site():
+    assert site_of('blocks.0.hook_resid_pre') is None and site_of('blocks.1.hook_resid_pre') == 'resid.0'
 
 
 def test_which_layout(tmp_path):
@@ -550,8 +772,14 @@ def test_which_layout(tmp_path):
     write(tmp_path / 'two', 'params.npz', gemma(weights()))
     assert 'gemma_scope_1 and gemma_scope_2' in refused(tmp_path / 'two', 'layout=')
     assert origin(read_sae(tmp_path / 'two', 'gemma_scope_1', site='resid.1'))['layout'] == 'gemma_scope_1'
-    for where, says in (('', 'no folder'), (None, 'no folder'), (7, 'no folder'), ('no/such', 'no such'),
-            ('x\0y', 'no such'), ('x' * 5000, 'no such')):
+    for where, says in (
+        ('', 'no folder'),
+        (None, 'no folder'),
+        (7, 'no folder'),
+        ('no/such', 'no such'),
+        ('x\0y', 'no such'),
+        ('x' * 5000, 'no such'),
+    ):
         refused(where, says)
     refused(tmp_path / 'two', 'no such layout', layout='foo')
     refused(tmp_path / 'two', 'no such answer', layout='gemma_scope_1', foo=1)
@@ -561,19 +789,30 @@ def test_which_layout(tmp_path):
 
 def finished(gate, **settings):
     made = make_sae(SAEConfig(gate, D, M, **settings))
-    made.load_state_dict({k: v + 0.1 * torch.randn(v.shape, generator=torch.Generator().manual_seed(len(k))) if
-        v.is_floating_point() and v.dim() else v for k, v in made.state_dict().items()})
-    meta = dict(hook_name='blocks.9.hook_resid_post', hf_hook_name='model.layers.9.output', model_name='google/gemma-3-270m')
-    return made.eval().finish(Scaler(torch.ones(D), 3.), meta)
+    made.load_state_dict(
+        {
+            k: (
+                v + 0.1 * torch.randn(v.shape, generator=torch.Generator().manual_seed(len(k)))
+                if v.is_floating_point() and v.dim()
+                else v
+            )
+            for k, v in made.state_dict().items()
+        }
+    )
+    meta = dict(
+        hook_name='blocks.9.hook_resid_post', hf_hook_name='model.layers.9.output', model_name='google/gemma-3-270m'
+    )
+    return made.eval().finish(Scaler(torch.ones(D), 3.0), meta)
 
 
-@pytest.mark.parametrize('gate, settings', [('jumprelu', dict(theta_init=.2)), ('relu', {})])
+@pytest.mark.parametrize('gate, settings', [('jumprelu', dict(theta_init=0.2)), ('relu', {})])
 @pytest.mark.parametrize('version', [1, 2])
 def test_out_and_in_again(tmp_path, gate, settings, version):
     sae, x = finished(gate, **settings), activations()
     write_gemma_scope(tmp_path, sae, version)
-    assert sorted(o.name for o in tmp_path.iterdir()) == (['params.npz'] if version == 1 else ['config.json',
-        'params.safetensors'])
+    assert sorted(o.name for o in tmp_path.iterdir()) == (
+        ['params.npz'] if version == 1 else ['config.json', 'params.safetensors']
+    )
     back = read_sae(tmp_path, **(dict(site='resid.9') if version == 1 else {}))
     assert torch.equal(back.encode(x), sae.encode(x)) and torch.equal(back(x), sae(x))
     if version == 2:
@@ -596,7 +835,7 @@ def test_not_everything_goes_out(tmp_path):
 
 
 def test_our_own_folder(tmp_path):
-    sae, x = finished('jumprelu', theta_init=.2), activations()
+    sae, x = finished('jumprelu', theta_init=0.2), activations()
     sae.save(tmp_path)
     assert recognise(tmp_path) == 'ours' and torch.equal(read_sae(tmp_path).encode(x), sae.encode(x))
     assert torch.equal(read_sae(tmp_path / 'sae_weights.safetensors').encode(x), sae.encode(x))
@@ -610,8 +849,8 @@ def test_our_own_folder(tmp_path):
 
 
 def test_our_folder_saved_by_another_program(tmp_path):
-    "SAELens keeps our metadata and writes tensors anew: not a damaged file of ours; but a file of ours that changed is one"
-    sae, x = finished('jumprelu', theta_init=.2), activations()
+    "SAELens keeps our metadata and writes tensors anew: not a damaged file of ours; a changed file of ours is one"
+    sae, x = finished('jumprelu', theta_init=0.2), activations()
     sae.metadata['jumprelu_sae']['data'] = dict(site='resid.9')
     sae.save(tmp_path)
     t = load_file(tmp_path / 'sae_weights.safetensors')
@@ -631,11 +870,14 @@ def test_our_folder_saved_by_another_program(tmp_path):
 def test_the_format_before(tmp_path):
     "sae.json and sae.safetensors, in scaled units"
     from jumprelu_sae.core import save_tensors, write_json
-    made = make_sae(SAEConfig('jumprelu', D, M, theta_init=.2))
-    scaler, x = Scaler(torch.ones(D), 3.), activations()
+
+    made = make_sae(SAEConfig('jumprelu', D, M, theta_init=0.2))
+    scaler, x = Scaler(torch.ones(D), 3.0), activations()
     t = made.state_dict() | {f'scaler.{k}': v for k, v in scaler.state().items()}
     sha = save_tensors(tmp_path / 'sae.safetensors', t)
-    write_json(tmp_path / 'sae.json', dict(format=1, config=dict(arch='jumprelu', d_in=D, d_sae=M, theta_init=.2), sha256=sha))
+    write_json(
+        tmp_path / 'sae.json', dict(format=1, config=dict(arch='jumprelu', d_in=D, d_sae=M, theta_init=0.2), sha256=sha)
+    )
     assert recognise(tmp_path) == 'ours_1'
     assert torch.equal(read_sae(tmp_path).encode(x), made.eval().finish(scaler).encode(x))
     write_json(tmp_path / 'sae.json', dict(format=1, config=dict(arch='jumprelu', d_in=D, d_sae=2**30), sha256=sha))
@@ -644,19 +886,22 @@ def test_the_format_before(tmp_path):
 
 def test_fold_is_exact():
     "Every flag at once, in float64 beside the formula"
-    w, x = weights(), activations(5.)
-    p = Parts('topk', w['W_enc'].clone(), w['b_enc'], w['W_dec'].clone(), w['b_dec'], True, dict(k=K), 3., True)
+    w, x = weights(), activations(5.0)
+    p = Parts('topk', w['W_enc'].clone(), w['b_enc'], w['W_dec'].clone(), w['b_dec'], True, dict(k=K), 3.0, True)
     q = fold(p)
     f = top(x.double() @ q.W_enc.double() + q.b_enc.double())
-    want, x_hat = formula('topk', w, x, True, 3., rows=True)
+    want, x_hat = formula('topk', w, x, True, 3.0, rows=True)
     assert (f - 3 * want).abs().max() < 1e-5 and not q.pre_bias and q.unit == 1
     assert ((f @ q.W_dec.double() + q.b_dec.double()) - x_hat).abs().max() < 1e-5
     w['W_dec'][3] = 0
-    q = fold(Parts('topk', w['W_enc'].clone(), w['b_enc'], w['W_dec'].clone(), w['b_dec'], False, dict(k=K), in_rows=True))
+    q = fold(
+        Parts('topk', w['W_enc'].clone(), w['b_enc'], w['W_dec'].clone(), w['b_dec'], False, dict(k=K), in_rows=True)
+    )
     assert torch.isfinite(q.W_dec).all() and not q.W_enc[:, 3].any()
 
 
 # Files that were made to hurt
+
 
 class Touch:
     "A pickle that makes a file, if it is run"
@@ -694,6 +939,16 @@ def test_pickles_are_not_run(tmp_path):
     assert mark.exists()
 
 
+def test_torch_is_the_second_guard(tmp_path, monkeypatch):
+    "Were the look at the pickle's names to fail, torch would still run nothing"
+    from jumprelu_sae import formats
+
+    monkeypatch.setattr(formats, '_check_pickle', lambda path: None)
+    path = write(tmp_path, 'ae.pt', dict(dict_tensors('AutoEncoder', weights()), evil=Touch(tmp_path / 'mark')))
+    refused(path, 'cannot be read')
+    assert not (tmp_path / 'mark').exists()
+
+
 def raw_safetensors(path, head, data=b''):
     head = head if isinstance(head, bytes) else json.dumps(head).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -705,13 +960,26 @@ def entry(shape=(2,), dtype='F32', at=(0, 8)):
     return dict(dtype=dtype, shape=list(shape), data_offsets=list(at))
 
 
-@pytest.mark.parametrize('head, data, says', [
-    (dict(w_enc=entry((640, 2**30), at=(0, 8))), 8, 'claims shape'), (dict(w_enc=entry((2**62, 2**62))), 8, 'shape'),
-    (dict(w_enc=entry(at=(0, 2**40))), 8, 'outside'), (dict(w_enc=entry(at=(8, 0))), 8, 'outside'),
-    (dict(w_enc=entry(at=(-8, 0))), 8, 'outside'), (dict(w_enc=entry(dtype='F99')), 8, 'F99'),
-    (dict(w_enc=entry((-1, -2))), 8, 'shape'), (dict(w_enc=entry((2.0,))), 8, 'shape'), (dict(w_enc=7), 8, 'outside'),
-    (dict(w_enc=entry((1,) * 9 + (2,))), 8, 'shape'), (b'[1]', 8, 'no object'), (b'{"a', 8, 'not JSON'),
-    (b'[' * 100_000, 8, 'not JSON'), (b'\xff\xfe', 8, 'not JSON'), (dict(w_enc=dict(entry(), dtype=['F32'])), 8, 'type')])
+@pytest.mark.parametrize(
+    'head, data, says',
+    [
+        (dict(w_enc=entry((640, 2**30), at=(0, 8))), 8, 'claims shape'),
+        (dict(w_enc=entry((2**62, 2**62))), 8, 'shape'),
+        (dict(w_enc=entry(at=(0, 2**40))), 8, 'outside'),
+        (dict(w_enc=entry(at=(8, 0))), 8, 'outside'),
+        (dict(w_enc=entry(at=(-8, 0))), 8, 'outside'),
+        (dict(w_enc=entry(dtype='F99')), 8, 'F99'),
+        (dict(w_enc=entry((-1, -2))), 8, 'shape'),
+        (dict(w_enc=entry((2.0,))), 8, 'shape'),
+        (dict(w_enc=7), 8, 'outside'),
+        (dict(w_enc=entry((1,) * 9 + (2,))), 8, 'shape'),
+        (b'[1]', 8, 'no object'),
+        (b'{"a', 8, 'not JSON'),
+        (b'[' * 100_000, 8, 'not JSON'),
+        (b'\xff\xfe', 8, 'not JSON'),
+        (dict(w_enc=dict(entry(), dtype=['F32'])), 8, 'type'),
+    ],
+)
 def test_headers_that_lie(tmp_path, head, data, says):
     refused(raw_safetensors(tmp_path / GEMMA_2 / 'params.safetensors', head, b'\0' * data), says)
 
@@ -740,13 +1008,23 @@ def raw_npz(path, entries, compression=zipfile.ZIP_STORED):
     return path
 
 
-@pytest.mark.parametrize('entries, says', [
-    ({'W_enc.npy': npy((640, 2**30), b'\0' * 8)}, 'claims shape'), ({'W_enc.npy': npy((2**62, 4), b'\0' * 8)}, 'shape'),
-    ({'../../W_enc.npy': npy((2,), b'\0' * 8)}, 'odd name'), ({'/etc/W_enc.npy': npy((2,), b'\0' * 8)}, 'odd name'),
-    ({'a\\b.npy': npy((2,), b'\0' * 8)}, 'odd name'), ({'W_enc.pkl': b'abc'}, 'odd name'), ({'W_enc.npy': b'abc'}, 'header'),
-    ({'W_enc.npy': npy((2,), b'\0' * 4)}, 'claims shape'), ({f'a{i}.npy': b'' for i in range(100)}, 'far more'),
-    ({'W_enc.npy': npy((2,), b'\0' * 16, descr='|O')}, 'pickle'), ({'W_enc.npy': b'\x93NUMPY\x09\x00abc'}, 'header'),
-    ({'W_enc.npy': b"\x93NUMPY\x01\x00\x10\x00" + b"__import__('os')"}, 'header')])
+@pytest.mark.parametrize(
+    'entries, says',
+    [
+        ({'W_enc.npy': npy((640, 2**30), b'\0' * 8)}, 'claims shape'),
+        ({'W_enc.npy': npy((2**62, 4), b'\0' * 8)}, 'shape'),
+        ({'../../W_enc.npy': npy((2,), b'\0' * 8)}, 'odd name'),
+        ({'/etc/W_enc.npy': npy((2,), b'\0' * 8)}, 'odd name'),
+        ({'a\\b.npy': npy((2,), b'\0' * 8)}, 'odd name'),
+        ({'W_enc.pkl': b'abc'}, 'odd name'),
+        ({'W_enc.npy': b'abc'}, 'header'),
+        ({'W_enc.npy': npy((2,), b'\0' * 4)}, 'claims shape'),
+        ({f'a{i}.npy': b'' for i in range(100)}, 'far more'),
+        ({'W_enc.npy': npy((2,), b'\0' * 16, descr='|O')}, 'pickle'),
+        ({'W_enc.npy': b'\x93NUMPY\x09\x00abc'}, 'header'),
+        ({'W_enc.npy': b"\x93NUMPY\x01\x00\x10\x00" + b"__import__('os')"}, 'header'),
+    ],
+)
 def test_arrays_that_lie(tmp_path, entries, says):
     refused(raw_npz(tmp_path / GEMMA_1 / 'params.npz', entries), says)
     assert not (tmp_path.parent / 'W_enc.npy').exists()
@@ -783,20 +1061,39 @@ def test_a_pickle_that_claims_a_billion_numbers(tmp_path):
     refused(raw_npz(path, entries, zipfile.ZIP_DEFLATED), 'no file of torch.save', k=1)
 
 
-@pytest.mark.parametrize('obj, says', [([1], 'holds a list'), (torch.zeros(3), 'holds a Tensor'), ({1: torch.zeros(3)}, 'holds a'),
-    (dict(ae=3), 'no dict'), (dict(ae={}, norm_factor=1.), 'give dict_class='), (dict(), 'give dict_class='),
-    (dict(a=torch.zeros(2).to_sparse()), 'nothing was run|layout|claims')])
+@pytest.mark.parametrize(
+    'obj, says',
+    [
+        ([1], 'holds a list'),
+        (torch.zeros(3), 'holds a Tensor'),
+        ({1: torch.zeros(3)}, 'holds a'),
+        (dict(ae=3), 'no dict'),
+        (dict(ae={}, norm_factor=1.0), 'give dict_class='),
+        (dict(), 'give dict_class='),
+        (dict(a=torch.zeros(2).to_sparse()), 'nothing was run|layout|claims'),
+    ],
+)
 def test_odd_contents_of_a_pt(tmp_path, obj, says):
-    refused(write(tmp_path, 'ae.pt', obj), says, **(dict(norm_factor=1.) if obj == dict(ae=3) else {}))
+    refused(write(tmp_path, 'ae.pt', obj), says, **(dict(norm_factor=1.0) if obj == dict(ae=3) else {}))
 
 
 @pytest.mark.parametrize('layout', ['npz', 'safetensors', 'pt'])
-@pytest.mark.parametrize('change, says', [
-    (dict(b_enc=None), 'lacks b_enc'), (dict(foo=torch.zeros(3)), 'has foo besides'),
-    (dict(b_enc=torch.zeros(M, dtype=torch.int32)), 'b_enc is no floating-point'), (dict(b_enc=torch.zeros(M + 1)), 'b_enc'),
-    (dict(b_enc=torch.zeros(M, 1)), 'b_enc'), (dict(W_dec=torch.zeros(D, M)), 'W_dec'), (dict(W_enc=torch.zeros(D)), 'W_enc'),
-    (dict(threshold=torch.tensor(1.)), 'threshold'), (dict(b_dec=torch.full((D,), float('nan'))), 'b_dec holds NaN'),
-    (dict(W_enc=torch.full((D, M), float('inf'))), 'W_enc holds NaN or inf'), (dict(W_enc=torch.zeros(0, M)), 'W_enc')])
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        (dict(b_enc=None), 'lacks b_enc'),
+        (dict(foo=torch.zeros(3)), 'has foo besides'),
+        (dict(b_enc=torch.zeros(M, dtype=torch.int32)), 'b_enc is no floating-point'),
+        (dict(b_enc=torch.zeros(M + 1)), 'b_enc'),
+        (dict(b_enc=torch.zeros(M, 1)), 'b_enc'),
+        (dict(W_dec=torch.zeros(D, M)), 'W_dec'),
+        (dict(W_enc=torch.zeros(D)), 'W_enc'),
+        (dict(threshold=torch.tensor(1.0)), 'threshold'),
+        (dict(b_dec=torch.full((D,), float('nan'))), 'b_dec holds NaN'),
+        (dict(W_enc=torch.full((D, M), float('inf'))), 'W_enc holds NaN or inf'),
+        (dict(W_enc=torch.zeros(0, M)), 'W_enc'),
+    ],
+)
 def test_tensors_that_do_not_fit(tmp_path, layout, change, says):
     t = {k: v for k, v in (gemma(weights()) | change).items() if v is not None}
     if layout == 'npz':
@@ -809,8 +1106,19 @@ def test_tensors_that_do_not_fit(tmp_path, layout, change, says):
     refused(where, says)
 
 
-@pytest.mark.parametrize('text, says', [('', 'no JSON'), ('{', 'no JSON'), ('[1]', 'holds a list'), ('3', 'holds a int'),
-    ('{"d_in": ' + '9' * 5000 + '}', 'no JSON'), ('[' * 200_000, 'no JSON'), ('null', 'NoneType'), (None, 'bytes, far more')])
+@pytest.mark.parametrize(
+    'text, says',
+    [
+        ('', 'no JSON'),
+        ('{', 'no JSON'),
+        ('[1]', 'holds a list'),
+        ('3', 'holds a int'),
+        ('{"d_in": ' + '9' * 5000 + '}', 'no JSON'),
+        ('[' * 200_000, 'no JSON'),
+        ('null', 'NoneType'),
+        (None, 'bytes, far more'),
+    ],
+)
 @pytest.mark.parametrize('ours', [True, False])
 def test_settings_that_are_none(tmp_path, text, says, ours):
     "cfg.json beside good weights"
@@ -855,11 +1163,14 @@ def test_memory_stays_bounded(tmp_path):
     cfg = json.loads((tmp_path / 'ours' / 'cfg.json').read_text())
     cfg['d_sae'] = cfg['metadata']['jumprelu_sae']['config']['d_sae'] = 2**30
     write(tmp_path / 'ours', 'cfg.json', cfg)
-    where = [raw_safetensors(tmp_path / 'a' / 'params.safetensors', dict(w_enc=entry((640, 2**30))), b'\0' * 8),
+    where = [
+        raw_safetensors(tmp_path / 'a' / 'params.safetensors', dict(w_enc=entry((640, 2**30))), b'\0' * 8),
         raw_npz(tmp_path / 'b' / 'params.npz', {'W_enc.npy': npy((640, 2**30), b'\0' * 8)}),
-        raw_npz(tmp_path / 'c' / 'params.npz', bomb, zipfile.ZIP_DEFLATED), tmp_path / 'ours',
+        raw_npz(tmp_path / 'c' / 'params.npz', bomb, zipfile.ZIP_DEFLATED),
+        tmp_path / 'ours',
         write(tmp_path / 'd', 'layer1.sae.pt', dict(t, W_enc=torch.zeros(1).expand(2**20, 2**20))),
-        change_pickle(write(tmp_path / 'e', 'layer1.sae.pt', t), b'K\x04K\x03\x86', b'J\x00\x00\x00\x40K\x03\x86')]
+        change_pickle(write(tmp_path / 'e', 'layer1.sae.pt', t), b'K\x04K\x03\x86', b'J\x00\x00\x00\x40K\x03\x86'),
+    ]
     r = subprocess.run([sys.executable, '-c', HOG, *map(str, where)], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
     *said, grown = r.stdout.splitlines()
