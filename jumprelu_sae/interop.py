@@ -132,7 +132,9 @@ def listed_files(
 ) -> list[str]:
     "Ask the Hub what lies in a folder, and choose; UserError when there is no SAE"
     from huggingface_hub import HfApi
-    tree = HfApi().list_repo_tree(place.repo, place.path or None, revision=place.revision)
+    api = HfApi()
+    api.model_info(place.repo, revision=place.revision, timeout=10, expand=['sha'])  # without network this fails at once
+    tree = api.list_repo_tree(place.repo, place.path or None, revision=place.revision)
     there = [o.path.rpartition('/')[2] for o in tree]
     found = needed(there, layout)
     if found: return found

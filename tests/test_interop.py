@@ -65,8 +65,9 @@ class Handler(BaseHTTPRequestHandler):
         if m := re.fullmatch(r'/([\w.-]+/[\w.-]+)/resolve/([^/]+|refs/pr/\d+)/(.+)', path): return self.resolve(*m.groups())
         if m := re.fullmatch(r'/api/models/([\w.-]+/[\w.-]+)/tree/([^/]+)(?:/(.*))?', path): return self.tree(*m.groups())
         if m := re.fullmatch(r'/api/models/([\w.-]+/[\w.-]+)(?:/revision/(.+))?', path):
-            found = hub.find(m[1], m[2] or 'main')
-            return self.answer(body=dict(id=m[1], sha=found[0], siblings=[], tags=[])) if found else self.missing('RepoNotFound')
+            if m[1] not in (*hub.repos, 'a/gated'): return self.missing('RepoNotFound')
+            found = ('0'*40, {}) if m[1] == 'a/gated' else hub.find(m[1], m[2] or 'main')
+            return self.answer(body=dict(id=m[1], sha=found[0])) if found else self.missing('RevisionNotFound')
         return self.missing('EntryNotFound')
     do_HEAD = do_GET
 
@@ -123,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             there = repo in hub.repos
             if not there: hub.put(repo, {})
             hub.repos[repo].setdefault('visibility', d.get('visibility'))
-            return self.answer(409 if there else 200, dict(url=f'http://hub/{repo}'))
+            return self.answer(409 if there else 200, dict(url=f'{hub.url}/{repo}'))
         if path == '/api/validate-yaml': return self.answer(body=dict(errors=[], warnings=[]))
         if m := re.fullmatch(r'/api/models/([\w.-]+/[\w.-]+)/branch/(.+)', path):
             there = m[2] in hub.repos[m[1]]['branches']
@@ -161,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
             if line['key'] == 'file': new[v['path']] = base64.b64decode(v['content'])
             if line['key'] == 'lfsFile': new[v['path']] = hub.lfs[v['oid']]
         sha = hub.put(repo, new, revision)
-        self.answer(body=dict(commitUrl=f'http://hub/{repo}/commit/{sha}', commitOid=sha, pullRequestUrl=None))
+        self.answer(body=dict(commitUrl=f'{hub.url}/{repo}/commit/{sha}', commitOid=sha, pullRequestUrl=None))
 
 @pytest.fixture
 def hub():
@@ -198,15 +199,189 @@ def run(hub, code, tmp, **env):
     assert p.returncode == 0, err[-3000:]
     return out.strip()
 
-def small_sae(arch='jumprelu', d_in=8, d_sae=16, seed=0, **said):
+def small_sae(d_in=8, d_sae=16, seed=0, **said):
+    "A finished JumpReLU SAE with thresholds and biases of its own"
     g = torch.Generator().manual_seed(seed)
-    sae = make_sae(SAEConfig(arch, d_in, d_sae), seed)
+    sae = make_sae(SAEConfig('jumprelu', d_in, d_sae, log_threshold=False), seed)
     with torch.no_grad():
         sae.b_enc += torch.randn(d_sae, generator=g)*.1
-        if arch == 'jumprelu': sae.log_threshold = None if False else sae.log_threshold if hasattr(sae, 'log_threshold') else None
-    meta = dict(model_name='tiny-gemma2', hook_name='blocks.2.hook_resid_post', hf_hook_name='model.layers.2.output', prepend_bos=True, dataset_path='generated', context_size=32)
+        sae.theta_param += torch.rand(d_sae, generator=g)*.3
+    meta = dict(model_name='tiny-gemma2', hook_name='blocks.2.hook_resid_post', hf_hook_name='model.layers.2.output',
+        prepend_bos=True, dataset_path='generated', context_size=32)
     return sae.finish(Scaler(torch.zeros(d_in), 2.), meta | said)
 
 def files_of(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
 
 def gets(hub, after=0): return [p.rpartition('/')[2] for m, p in hub.requests[after:] if m == 'GET' and '/resolve/' in p]
+
+def on_hub(hub, sae, repo, path, tmp, more=(), how='ours'):
+    "Put an SAE on the server, with other files beside it"
+    folder = tmp/'made'/path
+    if how == 'ours': sae.save(folder)
+    else: write_gemma_scope(folder, sae)
+    files = {f'{path}/{k}': v for k, v in files_of(folder).items()} | {f'{path}/{k}': v for k, v in more}
+    return hub.put(repo, files), files_of(folder)
+
+LOAD = """
+sae = told(lambda: load_sae({where!r}, **{kw!r}))
+print(sae if isinstance(sae, str) else json.dumps(dict(hub=sae.metadata['jumprelu_sae']['hub'], sum=float(sae.W_dec.double().sum()), site=js.load_sae and sae.metadata.get('hook_name'))))
+"""
+def load(hub, where, tmp, env=None, **kw):
+    "What another process gets: a dict, or the error's line"
+    out = run(hub, LOAD.format(where=where, kw=kw), tmp, **(env or {})).splitlines()[-1]
+    return out if out.startswith('error: ') else json.loads(out)
+
+def total(sae): return float(sae.W_dec.detach().double().sum())
+
+# -- coming in -------------------------------------------------------------------------------------------------------------
+def test_only_the_needed_files_are_fetched_and_pinned(hub, tmp_path):
+    sae = small_sae()
+    more = [('examples.safetensors', b'x'*1000), ('README.md', b'# read me'), ('sparsity.safetensors', b'y')]
+    first, _ = on_hub(hub, sae, 'a/saes', 'resid.2/one', tmp_path, more)
+    got = load(hub, 'hf:a/saes/resid.2/one', tmp_path)
+    assert sorted(gets(hub)) == ['cfg.json', 'sae_weights.safetensors']
+    assert got['hub'] == dict(repo='a/saes', path='resid.2/one', revision='main', commit=first)
+    assert got['sum'] == pytest.approx(total(sae))
+    at = len(hub.requests)
+    assert load(hub, 'hf:a/saes/resid.2/one', tmp_path)['hub'] == got['hub']
+    assert gets(hub, at) == []                                             # once more: nothing is fetched again
+
+def test_a_revision_is_kept(hub, tmp_path):
+    old, new = small_sae(), small_sae(seed=1)
+    first, _ = on_hub(hub, old, 'a/saes', 'one', tmp_path)
+    second, _ = on_hub(hub, new, 'a/saes', 'one', tmp_path)
+    assert first != second
+    assert load(hub, 'hf:a/saes/one', tmp_path)['sum'] == pytest.approx(total(new))
+    for name, kw in ((f'hf:a/saes/one@{first}', {}), ('hf:a/saes/one', dict(revision=first))):
+        got = load(hub, name, tmp_path, **kw)
+        assert got['sum'] == pytest.approx(total(old)) and got['hub']['commit'] == first
+    assert 'has no revision' in load(hub, 'hf:a/saes/one@v9', tmp_path)
+
+def test_a_push_in_between_mixes_nothing(hub, tmp_path):
+    "The branch moves after the first file; the second comes from the first one's commit"
+    old, new = small_sae(), small_sae(seed=1)
+    first, _ = on_hub(hub, old, 'a/saes', 'one', tmp_path)
+    resolve = Handler.resolve
+    def moves(self, repo, revision, path):
+        resolve(self, repo, revision, path)
+        if self.command == 'GET' and path.endswith('cfg.json'): on_hub(hub, new, 'a/saes', 'one', tmp_path)
+    Handler.resolve = moves
+    try: got = load(hub, 'hf:a/saes/one', tmp_path)
+    finally: Handler.resolve = resolve
+    assert hub.repos['a/saes']['branches']['main'] != first
+    assert got['hub']['commit'] == first and got['sum'] == pytest.approx(total(old))
+
+def test_gemma_scope_2_from_its_folder_name(hub, tmp_path):
+    sae, repo, path = small_sae(), 'google/gemma-scope-2-270m-pt', 'resid_post/layer_9_width_16k_l0_medium'
+    on_hub(hub, sae, repo, path, tmp_path, [('examples.safetensors', b'x'*1000)], 'gemma')
+    del hub.repos[repo]['commits'][hub.repos[repo]['branches']['main']][f'{path}/config.json']   # some folders have none
+    got = load(hub, f'hf:{repo}/{path}', tmp_path)
+    assert gets(hub) == ['params.safetensors']
+    assert got['site'] == 'blocks.9.hook_resid_post' and got['sum'] == pytest.approx(total(sae), rel=1e-5)
+    at = len(hub.requests)
+    one_file = load(hub, f'hf:{repo}/{path}/params.safetensors', tmp_path)
+    assert one_file['sum'] == got['sum'] and gets(hub, at) == []
+
+def test_offline_from_the_cache(hub, tmp_path):
+    sae = small_sae()
+    on_hub(hub, sae, 'a/saes', 'one', tmp_path)
+    assert 'load it once without offline' in load(hub, 'hf:a/saes/one', tmp_path, offline=True)
+    assert not hub.requests
+    load(hub, 'hf:a/saes/one', tmp_path)
+    at = len(hub.requests)
+    ways = [dict(offline=True), dict(env=dict(HF_HUB_OFFLINE='1')), dict(env=dict(HF_ENDPOINT='http://127.0.0.1:9'))]
+    for how in ways: assert load(hub, 'hf:a/saes/one', tmp_path, **how)['sum'] == pytest.approx(total(sae))
+    assert len(hub.requests) == at
+    assert 'cannot be reached' in load(hub, 'hf:a/saes/two', tmp_path, env=dict(HF_ENDPOINT='http://127.0.0.1:9'))
+
+@pytest.mark.parametrize('where,says', [
+    ('hf:a/none/one', 'no repository a/none'), ('hf:a/saes/two', "has no 'two'"), ('hf:a/gated/one', 'accept its terms'),
+    ('hf:a/saes', 'holds no SAE that can be read: it holds one'), ('hf:a/saes/one/params.npz', "has no 'one/params.npz'")])
+def test_what_is_not_there_is_said_in_one_line(hub, tmp_path, where, says):
+    on_hub(hub, small_sae(), 'a/saes', 'one', tmp_path)
+    line = load(hub, where, tmp_path)
+    assert line.startswith('error: ') and says in line and len(line) < 400
+
+def test_interrupted_pulls_end_in_the_same_files(hub, tmp_path):
+    "Cut off by the server, then killed in the middle of a file, then let through: the same bytes as an undisturbed pull"
+    sae = small_sae(64, 4096)                                            # 2 MB
+    _, want = on_hub(hub, sae, 'a/saes', 'one', tmp_path)
+    hub.breaks = [('cut', 'sae_weights')]
+    line = load(hub, 'hf:a/saes/one', tmp_path)
+    assert line.startswith('error: ') and 'run it again' in line, line
+    cut = hub.broken
+    hub.breaks = [('stall', 'sae_weights')]
+    p = start(hub, LOAD.format(where='hf:a/saes/one', kw={}), tmp_path)
+    assert hub.stalled.wait(60)
+    p.kill()
+    p.communicate()
+    stalled = hub.broken - cut
+    assert cut > 0 and stalled > 0
+    assert 'load it once without offline' in load(hub, 'hf:a/saes/one', tmp_path, offline=True)   # half a file is no file
+    hub.breaks = []
+    for _ in range(2): assert load(hub, 'hf:a/saes/one', tmp_path)['sum'] == pytest.approx(total(sae))
+    snapshot = next((tmp_path/'hf'/'hub').glob('models--a--saes/snapshots/*/one'))
+    assert files_of(snapshot) == want
+    print('interruptions hit:', cut, 'cut,', stalled, 'killed')
+
+# -- going out -------------------------------------------------------------------------------------------------------------
+PUSH = "print(told(lambda: push({folder!r}, 'me/saes', **{kw!r})))"
+def send(hub, folder, tmp, **kw): return run(hub, PUSH.format(folder=str(folder), kw=dict(license='cc-by-4.0') | kw), tmp).splitlines()[-1]
+
+def there(hub, branch='main'): return hub.find('me/saes', branch)[1]
+
+def test_push_is_one_commit_that_comes_back(hub, tmp_path):
+    sae = small_sae()
+    sae.save(tmp_path/'mine')
+    name = send(hub, tmp_path/'mine', tmp_path, subfolder='resid.2/one')
+    assert COMMIT.fullmatch(name.partition('@')[2]), name
+    assert sorted(there(hub)) == ['README.md', 'resid.2/one/cfg.json', 'resid.2/one/sae_weights.safetensors']
+    assert {k.rpartition('/')[2]: v for k, v in there(hub).items() if k != 'README.md'} == files_of(tmp_path/'mine')
+    card = there(hub)['README.md'].decode()
+    for words in ('license: cc-by-4.0', 'library_name: saelens', 'blocks.2.hook_resid_post', 'model.layers.2.output', "load_sae('hf:me/saes/resid.2/one')"):
+        assert words in card
+    assert len(hub.repos['me/saes']['commits']) == 2                       # the empty one and this one
+    assert load(hub, name, tmp_path)['sum'] == pytest.approx(total(sae))
+    at = len(hub.requests)
+    assert send(hub, tmp_path/'mine', tmp_path, subfolder='resid.2/one') == name
+    assert not [r for r in hub.requests[at:] if r[0] == 'PUT' or '/commit/' in r[1]]   # nothing left to do
+    assert not list((tmp_path/'tmp').iterdir())                            # and nothing left behind
+
+def test_a_second_sae_keeps_the_first(hub, tmp_path):
+    for i in range(2): small_sae(seed=i).save(tmp_path/f'sae{i}')
+    send(hub, tmp_path/'sae0', tmp_path, subfolder='zero')
+    before = there(hub)
+    send(hub, tmp_path/'sae1', tmp_path, subfolder='one')
+    now = there(hub)
+    assert {k: v for k, v in now.items() if k in before and k != 'README.md'} == {k: v for k, v in before.items() if k != 'README.md'}
+    card = now['README.md'].decode()
+    assert card.count('## `zero`') == card.count('## `one`') == 1 and card.count('license:') == 1
+    assert 'license cc-by-4.0, and this push mit' in send(hub, tmp_path/'sae1', tmp_path, subfolder='two', license='mit')
+    assert there(hub) == now
+
+def test_branch_layout_and_made_up_folder(hub, tmp_path):
+    small_sae().save(tmp_path/'mine')
+    name = send(hub, tmp_path/'mine', tmp_path, revision='trial', layout='gemma-scope-2', private=True)
+    assert not there(hub) and hub.repos['me/saes']['visibility'] == 'private'
+    folder = name.partition('@')[0].removeprefix('hf:me/saes/')
+    assert sorted(there(hub, 'trial')) == ['README.md', f'{folder}/config.json', f'{folder}/params.safetensors']
+    assert 'library_name' not in there(hub, 'trial')['README.md'].decode()
+    assert load(hub, name, tmp_path)['sum'] == pytest.approx(total(small_sae()), rel=1e-5)
+
+def test_interrupted_pushes_end_in_the_same_files(hub, tmp_path):
+    "The large file is refused, then the commit: nobody sees half an SAE; then it goes through"
+    small_sae(64, 4096).save(tmp_path/'mine')
+    hub.breaks, lines = [('refuse', 'PUT lfs')], []
+    lines.append(send(hub, tmp_path/'mine', tmp_path, subfolder='one'))
+    assert hub.broken > 0 and there(hub) == {} and not hub.lfs
+    first = hub.broken
+    hub.breaks = [('refuse', 'POST commit')]
+    lines.append(send(hub, tmp_path/'mine', tmp_path, subfolder='one'))
+    assert hub.broken > first and there(hub) == {} and len(hub.lfs) == 1   # the bytes wait for a commit
+    assert all(l.startswith('error: ') and len(l) < 400 for l in lines), lines
+    hub.breaks, at = [], len(hub.requests)
+    name = send(hub, tmp_path/'mine', tmp_path, subfolder='one')
+    assert not [r for r in hub.requests[at:] if r[0] == 'PUT']             # they are not sent again
+    assert {k.rpartition('/')[2]: v for k, v in there(hub).items() if k != 'README.md'} == files_of(tmp_path/'mine')
+    assert send(hub, tmp_path/'mine', tmp_path, subfolder='one') == name
+    print('interruptions hit:', hub.broken)
