@@ -3,7 +3,7 @@
 What the server answers is what huggingface_hub 2.4.0 asks when hf_xet is not used: create a repository or a branch, list a
 folder, resolve a file (HEAD and GET with ranges), validate a card, preupload, the LFS batch, PUT of a large file, commit.
 Every client runs in a process of its own, with HF_ENDPOINT set before the import."""
-import base64, hashlib, json, os, re, signal, subprocess, sys, threading, time
+import base64, hashlib, json, os, re, subprocess, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,7 +20,7 @@ class Hub:
     "Repositories in memory, and what to break"
     def __init__(self):
         self.repos, self.lfs, self.requests, self.breaks, self.broken = {}, {}, [], [], 0
-        self.stalled = threading.Event()
+        self.stalled, self.clients = threading.Event(), {}
 
     def put(self, repo, files, branch='main'):
         "A commit: files added to a branch; its name follows from all of its content"
@@ -172,6 +172,9 @@ def hub():
     server.hub.url = f'http://127.0.0.1:{server.server_port}'
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.hub
+    for p in server.hub.clients.values():
+        p.stdin.close()
+        p.wait(30)
     server.shutdown()
 
 def start(hub, code, tmp, **env):
@@ -180,7 +183,8 @@ def start(hub, code, tmp, **env):
         HF_HUB_DOWNLOAD_TIMEOUT='5', NO_PROXY='127.0.0.1', OMP_NUM_THREADS='1', PYTHONPATH=str(root), TMPDIR=str(tmp/'tmp')) | env
     (tmp/'tmp').mkdir(exist_ok=True)
     keep = {k: v for k, v in os.environ.items() if not k.startswith('HF_') and 'proxy' not in k.lower()}
-    return subprocess.Popen([sys.executable, '-c', PRELUDE + code], cwd=tmp, env=keep | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, '-c', PRELUDE + code], cwd=tmp, env=keep | own,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open(tmp/'stderr', 'a'), text=True)
 
 PRELUDE = '''
 import json, sys
@@ -192,12 +196,25 @@ def told(f):
     except UserError as e: return f'error: {e}'
 '''
 
+LOOP = """
+import contextlib, io
+for line in sys.stdin:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out): exec(json.loads(line), dict(globals()))
+    print(json.dumps(out.getvalue()), flush=True)
+"""
+
 def run(hub, code, tmp, **env):
-    "What a client prints, which has to end well"
-    p = start(hub, code, tmp, **env)
-    out, err = p.communicate(timeout=120)
-    assert p.returncode == 0, err[-3000:]
-    return out.strip()
+    "What a client prints, which has to end well; one process serves a whole test, for each environment"
+    key = (str(tmp), *sorted(env.items()))
+    p = hub.clients.get(key) or hub.clients.setdefault(key, start(hub, LOOP, tmp, **env))
+    try:
+        p.stdin.write(json.dumps(code) + '\n')
+        p.stdin.flush()
+        return json.loads(p.stdout.readline()).strip()
+    except (ValueError, OSError):
+        p.kill()
+        pytest.fail((tmp/'stderr').read_text()[-3000:])
 
 def small_sae(d_in=8, d_sae=16, seed=0, **said):
     "A finished JumpReLU SAE with thresholds and biases of its own"
