@@ -14,7 +14,7 @@ __all__ = ['log', 'HUB_ERRORS', 'UNREACHABLE', 'CARD_METRICS', 'TAGS', 'LAYOUTS'
 
 # %% ../nbs/40_interop.ipynb #1a00c0e0
 import copy, logging, math, re, tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -93,18 +93,20 @@ def is_file_name(path: str) -> bool: # does a path inside a repository name a fi
     return Path(path).suffix in ('.pt', '.npz', '.safetensors')
 
 def needed(
-    there: list,              # names of what lies in a folder
+    there: list,              # names of what lies in a folder, 'checkpoints/final.safetensors' for what is below it
     layout: str|None = None,  # a key of `FILES`; None: any of them
 ) -> list[str]:               # the files of the SAE in it, none for a folder without
-    "Which files of a folder make an SAE; UserError for an unknown layout"
+    "Which files of a folder make an SAE; UserError for an unknown layout, or for several SAEs in one folder"
     if layout is not None and layout not in FILES:
         raise UserError(f'no layout {layout!r}: choose one of {", ".join(FILES)}')
-    out = set()
+    exact, loose = set(), set()
     for name in FILES if layout is None else [layout]:
         may, known = OPTIONAL.get(name, ()), {*FILES[name], *OPTIONAL.get(name, ())}
         found = {k: [o for o in there if fnmatch(o, k)] for k in known}
-        if all(found[k] for k in known if k not in may): out.update(*found.values())
-    return sorted(out)
+        if all(found[k] for k in known if k not in may): (loose if '*' in str(known) else exact).update(*found.values())
+    if not exact and len(loose) > 1:
+        raise UserError(f'{len(loose)} SAEs in one folder: name one of its files, such as {sorted(loose)[0]}')
+    return sorted(exact or loose)
 
 def cached_folder(
     place: Place,  # a folder on the Hub
@@ -124,7 +126,7 @@ def cached_files(
     "The files of an SAE in the Hub's cache"
     folder = cached_folder(place)
     if folder is None: return []
-    return [folder/n for n in needed([o.name for o in folder.iterdir()], layout)]
+    return [folder/n for n in needed([o.relative_to(folder).as_posix() for o in folder.rglob('*')], layout)]
 
 def listed_files(
     place: Place,             # a folder on the Hub
@@ -134,8 +136,11 @@ def listed_files(
     from huggingface_hub import HfApi
     api = HfApi()
     api.model_info(place.repo, revision=place.revision, timeout=10, expand=['sha'])  # without network this fails at once
-    tree = api.list_repo_tree(place.repo, place.path or None, revision=place.revision)
-    there = [o.path.rpartition('/')[2] for o in tree]
+    def below(path): return [o.path for o in api.list_repo_tree(place.repo, path or None, revision=place.revision)]
+    inside = f'{place.path}/' if place.path else ''
+    there = [o.removeprefix(inside) for o in below(place.path)]
+    for d in {k.partition('/')[0] for names in FILES.values() for k in names if '/' in k} & set(there):
+        there += [o.removeprefix(inside) for o in below(inside + d)]
     found = needed(there, layout)
     if found: return found
     few = ', '.join(sorted(there)[:6])
@@ -189,7 +194,7 @@ def fetch_sae(
     except UserError: raise
     except Exception as e: raise why_not_hub(e, place) from e
     if not files: raise UserError(f'{place} is not in the cache, or not all of it: load it once without offline')
-    return files[0] if single else files[0].parent, commit_of(files[0])
+    return files[0] if single else cached_folder(replace(place, revision=commit_of(files[0]))), commit_of(files[0])
 
 # %% ../nbs/40_interop.ipynb #1a00c0ec
 def load_sae(
@@ -539,7 +544,7 @@ def unit_guesses(sae: SAE, x: Tensor): # yields Guess
 def free_scale(sae: SAE, x: Tensor, l0: float): # yields Guess
     "The factor at which L0 comes out right"
     def at(c): return l0_fvu(sae, some*c)['l0']
-    some, grid = spread(x), [2**(i/2) for i in range(-24, 25)]
+    some, grid = spread(x), [2.**i for i in range(-12, 13)]
     seen = [at(c) for c in grid]
     for a, b, ya, yb in zip(grid, grid[1:], seen, seen[1:]):
         if (ya - l0)*(yb - l0) > 0: continue
@@ -744,6 +749,7 @@ def _explained(c: Check, tried) -> Check:
     "The guess that brings the numbers back best, and others that do as well"
     found = []
     for g in tried:
+        if misfit(l0_fvu(g.sae, spread(g.x)), c.expected) > 3: continue  # an eighth of the work for what is far off
         got = l0_fvu(g.sae, g.x)
         far = misfit(got, c.expected) + FREE*g.free
         if far <= 1: found.append((far, len(found), g, got))
@@ -793,7 +799,8 @@ def model_notes(
     elif name and name != acts.lm.name: notes.append(f'the other SAE was trained on {name}, the model here is {acts.lm.name}')
     text = (sae.metadata or {}).get('dataset_path')
     if text != acts.source: notes.append(f"the other SAE was trained on {text or 'a text it does not name'}, the text here is {acts.source}")
-    return notes
+    said = metrics_of(sae).get('l0')
+    return notes + ([f'on its card the other SAE has L0 {said:.4g}'] if said else [])
 
 # %% ../nbs/40_interop.ipynb #1a00c132
 def _judged(name: str, sae: SAE, judge: Evaluator) -> Result:

@@ -311,13 +311,21 @@ def test_offline_from_the_cache(hub, tmp_path):
     assert len(hub.requests) == at
     assert 'cannot be reached' in load(hub, 'hf:a/saes/two', tmp_path, env=dict(HF_ENDPOINT='http://127.0.0.1:9'))
 
-@pytest.mark.parametrize('where,says', [
-    ('hf:a/none/one', 'no repository a/none'), ('hf:a/saes/two', "has no 'two'"), ('hf:a/gated/one', 'accept its terms'),
-    ('hf:a/saes', 'holds no SAE that can be read: it holds one'), ('hf:a/saes/one/params.npz', "has no 'one/params.npz'")])
-def test_what_is_not_there_is_said_in_one_line(hub, tmp_path, where, says):
+def test_what_is_not_there_is_said_in_one_line(hub, tmp_path):
     on_hub(hub, small_sae(), 'a/saes', 'one', tmp_path)
-    line = load(hub, where, tmp_path)
-    assert line.startswith('error: ') and says in line and len(line) < 400
+    hub.put('a/qwen', {'layer0.sae.pt': b'0', 'layer1.sae.pt': b'1'})
+    for where, says in (('hf:a/none/one', 'no repository a/none'), ('hf:a/saes/two', "has no 'two'"),
+            ('hf:a/gated/one', 'accept its terms'), ('hf:a/saes', 'holds no SAE that can be read: it holds one'),
+            ('hf:a/saes/one/params.npz', "has no 'one/params.npz'"), ('hf:a/qwen', 'name one of its files')):
+        line = load(hub, where, tmp_path)
+        assert line.startswith('error: ') and says in line and len(line) < 400, (where, line)
+    assert not gets(hub)
+
+def test_a_file_below_the_folder(hub, tmp_path):
+    "Llama Scope has its weights one folder deeper; they are asked for, and nothing beside them"
+    hub.put('a/llama', {'one/hyperparams.json': b'{}', 'one/checkpoints/final.safetensors': b'no weights', 'one/checkpoints/step1.safetensors': b''})
+    line = load(hub, 'hf:a/llama/one', tmp_path)
+    assert line.startswith('error: ') and sorted(gets(hub)) == ['final.safetensors', 'hyperparams.json']
 
 def test_interrupted_pulls_end_in_the_same_files(hub, tmp_path):
     "Cut off by the server, then killed in the middle of a file, then let through: the same bytes as an undisturbed pull"
