@@ -9,27 +9,27 @@ __all__ = ['log', 'HUB_ERRORS', 'UNREACHABLE', 'CARD_METRICS', 'TAGS', 'LAYOUTS'
            'card_facts', 'card_section', 'merged_card', 'card_license', 'model_card', 'folder_name', 'check_folder',
            'written_files', 'push', 'Check', 'Guess', 'l0_fvu', 'misfit', 'check_line', 'scales', 'unit_guesses',
            'free_scale', 'spread', 'bisect', 'token_guesses', 'place_guesses', 'threshold_guesses', 'weight_guesses',
-           'nearest', 'row_norms', 'norm_guesses', 'rounded', 'guesses', 'check', 'replace_check', 'matches',
+           'nearest', 'row_norms', 'decoder_guesses', 'rounded', 'guesses', 'check', 'replace_check', 'matches',
            'site_said', 'model_notes', 'compare', 'comparison_table', 'save_comparison']
 
 # %% ../nbs/40_interop.ipynb #1a00c0e0
 import copy, logging, math, re, tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .activations import Activations, held_out, site_of_hook, trained_on
-from .core import Result, Settings, UserError, check_device, is_number, is_whole, make_folder, read_json, run_env, write_json
+from .activations import Activations, held_out, trained_on
+from .core import Result, UserError, check_device, is_number, is_whole
+from .core import make_folder, read_json, run_env, write_json
 from .evaluate import Evaluator, massive_rule
 from .formats import FILES, OPTIONAL, read_sae, write_gemma_scope
 from .frontier import frontier_figure
-from .harvest import MassiveRule
 from .intervals import METRICS
-from .sae import BatchTopKSAE, JumpReLUSAE, SAE, sae_folder
-from .sites import KINDS, Site, capture, parse_site, site_dim
+from .sae import BatchTopKSAE, JumpReLUSAE, SAE
+from .sites import KINDS, Site, capture, site_dim
 
 log = logging.getLogger('jumprelu_sae')
 
@@ -62,10 +62,11 @@ def parse_place(
 # (names of huggingface_hub's errors, what to say); the first row that fits is said
 HUB_ERRORS = (
     (('GatedRepoError',),
-     '{repo} is gated: accept its terms at https://huggingface.co/{repo} and run `hf auth login` with a token of that account'),
+     '{repo} is gated: accept its terms at https://huggingface.co/{repo} and run `hf auth login` with a token of that '
+     'account'),
     (('RevisionNotFoundError',), '{repo} has no revision {revision!r}: check what stands behind the @'),
-    (('RepositoryNotFoundError',),
-     'no repository {repo} on the Hub, or it is private: check the spelling, or run `hf auth login` with a token that may use it'),
+    (('RepositoryNotFoundError',), 'no repository {repo} on the Hub, or it is private: check the spelling, or run '
+     '`hf auth login` with a token that may use it'),
     (('LocalTokenNotFoundError',), 'not logged in: run `hf auth login` with a token that may use {repo}'),
     (('HFValidationError', 'HfUriError'), '{repo!r} is no name on the Hub: want owner/name'),
     (('OfflineModeIsEnabled', 'LocalEntryNotFoundError'),
@@ -506,6 +507,7 @@ def check_line(c: Check) -> str:
     if c.verdict == 'agrees': line = f'agrees: {line}'
     elif c.verdict == 'nothing to compare': line = f'nothing to compare with, the SAE says neither L0 nor FVU: {line}'
     elif c.verdict == 'unexplained':
+        if not c.expected.get('fvu') and c.measured['fvu'] > .8: line += ' (an FVU above 0.8 is that of no working SAE)'
         line = f'off: {line}; no known mistake explains it: compare model, site, BOS and text with its card'
     else: line = f'off: {line}; looks like {c.words}'
     if c.undone: line += f"; undone: L0 {c.undone['l0']:.3g}, FVU {c.undone['fvu']:.3g}"
@@ -638,9 +640,6 @@ def weight_guesses(sae: SAE, x: Tensor): # yields Guess
     yield Guess('pre-bias', 'b_dec not taken off the input (apply_b_dec_to_input)', _with(sae, b_enc=sae.b_enc.data - b @ W), x)
     yield Guess('pre-bias', 'b_dec taken off the input once too often', _with(sae, b_enc=sae.b_enc.data + b @ W), x)
     yield Guess('b_dec', 'a lost b_dec: the reconstruction misses a constant', _with(sae, b_dec=_best_bias(sae, x)), x, True)
-    rows = nearest(W.T, D)[1]
-    if float((rows != torch.arange(len(rows))).float().mean()) > .5:
-        yield Guess('shuffled', 'latents whose decoder rows are in another order than their encoder', _with(sae, W_dec=D[rows]), x)
 
 @torch.no_grad()
 def _best_bias(sae, x): return sae.b_dec.data + torch.cat([o - sae(o) for o in x.split(512)]).mean(0)
@@ -680,8 +679,12 @@ def row_norms(
         p, rr = r + new/rr*p, new
     return g
 
-def norm_guesses(sae: SAE, x: Tensor): # yields Guess
-    "Decoder rows brought to norm 1 while the encoder stayed, or all of them off by one factor"
+def decoder_guesses(sae: SAE, x: Tensor): # yields Guess
+    "Decoder rows in another order, or brought to norm 1 while the encoder stayed: L0 is right, FVU is not"
+    D = sae.W_dec.data
+    rows = nearest(sae.W_enc.data.T, D)[1]
+    if float((rows != torch.arange(len(rows))).float().mean()) > .5:
+        yield Guess('shuffled', 'latents whose decoder rows are in another order than their encoder', _with(sae, W_dec=D[rows]), x)
     if sae.cfg.d_sae > 2**15: return  # the fit would take minutes
     half = x[:max(256, min(len(x)//2, 2*sae.cfg.d_sae))]
     g = row_norms(sae, half)
@@ -715,8 +718,10 @@ def guesses(sae: SAE, acts, x: Tensor, expected: dict, n: int): # yields Guess
     if isinstance(acts, Activations): yield from place_guesses(sae, acts, min(n, 2048))
     yield from threshold_guesses(sae, x, expected.get('l0'))
     yield from weight_guesses(sae, x)
-    yield from norm_guesses(sae, x)
-    if expected.get('l0'): yield from free_scale(sae, x, expected['l0'])
+    l0 = expected.get('l0')
+    right = l0 and abs(math.log(max(l0_fvu(sae, x)['l0'], 1e-9)/l0)) <= math.log1p(AGREES)
+    if not l0 or right: yield from decoder_guesses(sae, x)
+    if l0 and not right: yield from free_scale(sae, x, l0)
 
 def check(
     sae: SAE,                   # finished
@@ -856,7 +861,6 @@ def save_comparison(
     folder: str|Path,  # of comparison.json and comparison.png
 ) -> None:
     "Numbers and figure"
-    from dataclasses import asdict
     import matplotlib.pyplot as plt
     folder = make_folder(folder)
     write_json(folder/'comparison.json', c | dict(results=[asdict(r) for r in c['results']]))

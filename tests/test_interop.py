@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 import pytest, torch
 from jumprelu_sae.core import Scaler
+from jumprelu_sae import interop
 from jumprelu_sae.formats import write_gemma_scope
 from jumprelu_sae.sae import SAEConfig, make_sae
 
@@ -410,3 +411,33 @@ def test_interrupted_pushes_end_in_the_same_files(hub, tmp_path):
     assert {k.rpartition('/')[2]: v for k, v in there(hub).items() if k != 'README.md'} == files_of(tmp_path/'mine')
     assert send(hub, tmp_path/'mine', tmp_path, subfolder='one') == name
     print('interruptions hit:', hub.broken)
+
+# -- Gemma Scope 2 beside ours ---------------------------------------------------------------------------------------------
+REAL = 'hf:google/gemma-scope-2-270m-pt/resid_post/layer_9_width_16k_l0_medium'
+
+def test_gemma_scope_2_at_its_true_size(tmp_path):
+    "640 × 16,384 in its layout, 84 MB: read back to the bit, laid beside a narrower SAE, saved by us and read again"
+    there = tmp_path/'gemma-scope-2-270m-pt'/'resid_post'/'layer_9_width_16k_l0_medium'
+    wide, ours = small_sae(640, 16_384, 1, hf_hook_name='model.layers.9.output'), small_sae(640, 64)
+    write_gemma_scope(there, wide)
+    assert (there/'params.safetensors').stat().st_size == 4*(2*640*16_384 + 2*16_384 + 640) + 424
+    back = interop.load_sae(there)
+    x = torch.randn(64, 640, generator=torch.Generator().manual_seed(0))
+    assert interop.site_said(back) == 'resid.9' and torch.equal(back.encode(x), wide.encode(x))
+    m = interop.matches(ours.W_dec.data, back.W_dec.data)
+    assert (m['ours']['n'], m['theirs']['n']) == (64, 16_384)
+    for who in m.values(): assert abs(who['median'] - who['chance']) < .02 and who['above_07'] == 0   # both are random
+    back.save(tmp_path/'again')
+    assert torch.equal(interop.load_sae(tmp_path/'again').encode(x), back.encode(x))
+
+@pytest.mark.skipif(os.environ.get('JUMPRELU_SAE_HUB') != '1', reason='set JUMPRELU_SAE_HUB=1 to ask the Hub (84 MB) and read the embedded model')
+def test_the_real_gemma_scope_2(tmp_path):
+    "On the embedded model, a 4-bit conversion of the one it was made for"
+    from jumprelu_sae.activations import activations
+    from jumprelu_sae.recipe import train_sae
+    other = interop.load_sae(REAL)
+    acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=16_384, n_val=1024, n_test=4096)
+    c = interop.compare(train_sae('jumprelu', acts, d_sae=1024, l0=32), other, acts, n_lm=1024)
+    print(interop.comparison_table(c))
+    print(interop.check(other, acts))
+    assert 20 < c['results'][1].metrics['l0'] < 180 and c['results'][1].metrics['fvu'] < .8
