@@ -86,7 +86,8 @@ def why_not_hub(
     for names, say in HUB_ERRORS:
         if kinds & set(names): return UserError(say.format(**said))
     status = getattr(getattr(e, 'response', None), 'status_code', None)
-    if status in (401, 403): return UserError(f'no access to {place.repo}: run `hf auth login` with a token that may use it')
+    if status in (401, 403):
+        return UserError(f'no access to {place.repo}: run `hf auth login` with a token that may use it')
     return UserError(f'{place}: the Hub says {first}: run it again later')
 
 # %% ../nbs/40_interop.ipynb #1a00c0e8
@@ -136,7 +137,8 @@ def listed_files(
     "Ask the Hub what lies in a folder, and choose; UserError when there is no SAE"
     from huggingface_hub import HfApi
     api = HfApi()
-    api.model_info(place.repo, revision=place.revision, timeout=10, expand=['sha'])  # without network this fails at once
+    # without network this fails at once, where the listing would be tried again and again
+    api.model_info(place.repo, revision=place.revision, timeout=10, expand=['sha'])
     def below(path): return [o.path for o in api.list_repo_tree(place.repo, path or None, revision=place.revision)]
     inside = f'{place.path}/' if place.path else ''
     there = [o.removeprefix(inside) for o in below(place.path)]
@@ -220,7 +222,7 @@ def load_sae(
     return sae.to(device)
 
 # %% ../nbs/40_interop.ipynb #1a00c0f4
-CARD_METRICS = ('l0', 'fvu', 'delta_lm_loss', 'loss_recovered_zero', 'dead', 'dense10') # what a card says, in this order
+CARD_METRICS = ('l0', 'fvu', 'delta_lm_loss', 'loss_recovered_zero', 'dead', 'dense10') # what a card says
 
 def with_metrics(
     sae: SAE,             # finished
@@ -235,7 +237,7 @@ def with_metrics(
     names = (*CARD_METRICS, 'n_tokens', 'n_massive', 'lm_predictions', 'corpus', 'tokens_sha256')
     kept = {k: metrics[k] for k in names if metrics.get(k) is not None}
     if not is_whole(kept.get('n_tokens')) or not kept.get('corpus'):
-        raise UserError('metrics without n_tokens and corpus cannot be checked by a reader: give the result of evaluate')
+        raise UserError('metrics without n_tokens and corpus cannot be checked: give the result of evaluate')
     ours = dict((sae.metadata or {}).get('jumprelu_sae') or {}) | dict(metrics=kept)
     new.metadata = (sae.metadata or {}) | dict(jumprelu_sae=ours)
     return new
@@ -256,8 +258,8 @@ TAGS = ('sparse-autoencoder', 'sae', 'mechanistic-interpretability', 'interpreta
 def check_license(license) -> str: # as the Hub spells it
     "UserError unless a licence was given"
     if isinstance(license, str) and re.fullmatch(r'[a-z0-9][a-z0-9.\-]{1,40}', license): return license
-    raise UserError(f"license={license!r}: say under which licence this goes out, as the Hub spells it, such as 'cc-by-4.0' "
-                    "(Gemma Scope's) or 'gemma' (the cautious value for an SAE of Gemma)")
+    raise UserError(f"license={license!r}: say under which licence this goes out, as the Hub spells it, such as "
+                    "'cc-by-4.0' (Gemma Scope's) or 'gemma' (the cautious value for an SAE of Gemma)")
 
 def front_matter(
     sae: SAE,       # finished
@@ -299,13 +301,16 @@ def card_facts(
     if meta.get('exclude_special_tokens'): bos += '; special tokens were neither trained on nor counted'
     facts = {
         'model': f"`{meta.get('model_name')}`", 'site': f"`{said.get('site')}`",
-        'hook (TransformerLens)': f"`{meta.get('hook_name')}`", 'module (transformers)': f"`{meta.get('hf_hook_name')}`",
+        'hook (TransformerLens)': f"`{meta.get('hook_name')}`",
+        'module (transformers)': f"`{meta.get('hf_hook_name')}`",
         'architecture': f'{sae.cfg.arch}, {sae.cfg.d_in:,} dimensions, {sae.cfg.d_sae:,} latents',
         'units': 'raw activations in and out; nothing is to be scaled, centred or normalised by the user',
         'BOS': bos, 'training text': f"`{meta.get('dataset_path')}`", 'tokens a row': meta.get('context_size'),
-        'training tokens': f"{ours['n_tokens']:,}" if is_whole(ours.get('n_tokens')) else None, 'seed': ours.get('seed'),
+        'training tokens': f"{ours['n_tokens']:,}" if is_whole(ours.get('n_tokens')) else None,
+        'seed': ours.get('seed'),
         'versions': ', '.join(f'{k} {v}' for k, v in (ours.get('versions') or {}).items() if v)}
-    if rule.get('factor'): facts['massive tokens'] = f"squared norm above {rule['factor'] * rule['median']:.4g}: left out"
+    if rule.get('factor'):
+        facts['massive tokens'] = f"squared norm above {rule['factor'] * rule['median']:.4g}: left out"
     return {k: v for k, v in facts.items() if v not in (None, '', '`None`')}
 
 def _snippets(repo: str, path: str, lens: bool) -> list[str]:
@@ -337,7 +342,9 @@ def merged_card(
     path: str,       # folder inside
 ) -> str:            # the whole card
     "Put a section into a card; all else stays"
-    if old is None: return f"---\n{front.strip()}\n---\n\n# {repo.partition('/')[2]}\n\nSparse autoencoders.\n\n{section}\n"
+    if old is None:
+        title = repo.partition('/')[2]
+        return f'---\n{front.strip()}\n---\n\n# {title}\n\nSparse autoencoders.\n\n{section}\n'
     start, end = f'<!-- jumprelu_sae: {path} -->', f'<!-- end: {path} -->'
     if start in old and end in old:
         before, after = old.partition(start)[0], old.partition(end)[2]
@@ -402,8 +409,9 @@ def _card_there(place: Place) -> str|None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
     with tempfile.TemporaryDirectory() as tmp:
-        try: return Path(hf_hub_download(place.repo, 'README.md', revision=place.revision, local_dir=tmp)).read_text('utf-8')
+        try: file = hf_hub_download(place.repo, 'README.md', revision=place.revision, local_dir=tmp)
         except EntryNotFoundError: return None
+        return Path(file).read_text('utf-8')
 
 def _commit(sae, place: Place, license: str, private: bool, layout: str, folder: Path) -> str:
     "Repository, branch, files and card; returns the commit"
@@ -415,8 +423,10 @@ def _commit(sae, place: Place, license: str, private: bool, layout: str, folder:
     old = _card_there(place)
     there = card_license(old or '')
     if there not in (None, license):
-        raise UserError(f'the card of {place.repo} says license {there}, and this push {license}: give the same, or change the card first')
-    card = merged_card(old, front_matter(sae, license, lens), card_section(sae, place.repo, place.path, lens), place.repo, place.path)
+        raise UserError(f'the card of {place.repo} says license {there}, and this push {license}: give the same, or '
+                        'change the card first')
+    section = card_section(sae, place.repo, place.path, lens)
+    card = merged_card(old, front_matter(sae, license, lens), section, place.repo, place.path)
     adds = [CommitOperationAdd(f'{place.path}/{f.relative_to(folder).as_posix()}', str(f)) for f in files]
     adds.append(CommitOperationAdd('README.md', card.encode()))
     return api.create_commit(place.repo, adds, commit_message=f'SAE {place.path}', revision=place.revision).oid
@@ -443,7 +453,8 @@ def push(
     if metrics is not None: sae = with_metrics(sae, metrics)
     place = parse_place(f'hf:{repo}/' + check_folder(folder_name(sae) if subfolder is None else subfolder), revision)
     try:
-        with tempfile.TemporaryDirectory() as tmp: commit = _commit(sae, place, license, private, layout, Path(tmp)/'sae')
+        with tempfile.TemporaryDirectory() as tmp:
+            commit = _commit(sae, place, license, private, layout, Path(tmp)/'sae')
     except UserError: raise
     except Exception as e: raise why_not_hub(e, place) from e
     return f'hf:{place.repo}/{place.path}@{commit}'
@@ -538,7 +549,8 @@ def unit_guesses(sae: SAE, x: Tensor): # yields Guess
         yield Guess('scale', f'a forgotten scale: divide the activations by {c:.4g} ({what})', sae, x/c)
         yield Guess('scaled', f'scaled activations: multiply them by {c:.4g} ({what})', sae, x*c)
         yield Guess('scale and centre', f'forgotten centring and scale: (x - mean)/{c:.4g} ({what})', sae, (x - at)/c)
-        yield Guess('scaled and centred', f'centred and scaled activations: want x·{c:.4g} + mean ({what})', sae, x*c + at)
+        words = f'centred and scaled activations: want x·{c:.4g} + mean ({what})'
+        yield Guess('scaled and centred', words, sae, x*c + at)
     d = x.shape[-1]
     yield Guess('per-token norm', 'a forgotten norm: it wants every activation at norm √d', sae,
         x*math.sqrt(d)/x.norm(dim=-1, keepdim=True).clamp_min(1e-6))
@@ -551,7 +563,8 @@ def free_scale(sae: SAE, x: Tensor, l0: float): # yields Guess
     for a, b, ya, yb in zip(grid, grid[1:], seen, seen[1:]):
         if (ya - l0)*(yb - l0) > 0: continue
         c = bisect(at, a, b, l0)
-        if not .87 < c < 1.15: yield Guess('unit', f'activations in another unit: multiply them by {c:.3g}', sae, x*c, True)
+        words = f'activations in another unit: multiply them by {c:.3g}'
+        if not .87 < c < 1.15: yield Guess('unit', words, sae, x*c, True)
 
 def spread(x: Tensor, n: int = 512) -> Tensor: return x[::max(1, len(x)//n)] # rows from everywhere
 
@@ -572,7 +585,7 @@ def token_guesses(sae: SAE, x: Tensor): # yields Guess
     if isinstance(said, dict) and said.get('factor'): limit = said['factor']*said['median']
     keep = squares <= limit
     if 0 < int((~keep).sum()) < len(x)/2:
-        words = f'BOS or other massive tokens counted ({int((~keep).sum()):,} with a norm far above the others): leave them out'
+        words = f'BOS or other massive tokens counted ({int((~keep).sum()):,} of far larger norm): leave them out'
         yield Guess('massive tokens', words, sae, x[keep])
 
 def _sites(acts: Activations) -> list[Site]:
@@ -588,7 +601,9 @@ def place_guesses(sae: SAE, acts: Activations, n: int): # yields Guess
     for site, x in capture(acts.lm, ids, _sites(acts)).items():
         yield Guess(f'site {site}', f'activations of {acts.site} where it wants {site}', sae, x.cpu().float()[mask])
     x = capture(acts.lm, ids[:, 1:], acts.site)[acts.site].cpu().float()[mask[:, 1:]]
-    yield Guess('BOS', 'a BOS rule that differs: it was made on rows without BOS', sae, x[x.square().sum(-1) <= 20*x.square().sum(-1).median()])
+    squares = x.square().sum(-1)
+    x = x[squares <= 20*squares.median()]
+    yield Guess('BOS', 'a BOS rule that differs: it was made on rows without BOS', sae, x)
 
 # %% ../nbs/40_interop.ipynb #1a00c117
 def _with(sae: SAE, **tensors) -> SAE:
@@ -628,18 +643,22 @@ def _free_threshold(sae, name, x, l0):
     if at(1e-4) > l0 > at(1e4):
         c = bisect(at, 1e-4, 1e4, l0, 30)
         if not .87 < c < 1.15:
-            yield Guess('threshold', f'a threshold in another unit: multiply it by {c:.3g}', _with(sae, **{name: was*c}), x, True)
+            words = f'a threshold in another unit: multiply it by {c:.3g}'
+            yield Guess('threshold', words, _with(sae, **{name: was*c}), x, True)
 
 def _reshaped(W: Tensor) -> Tensor: return W.contiguous().reshape(W.T.shape).T.contiguous() # undoes x.reshape for x.T
 
 def weight_guesses(sae: SAE, x: Tensor): # yields Guess
     "Weights that were read wrongly"
     W, D, b = sae.W_enc.data, sae.W_dec.data, sae.b_dec.data
-    yield Guess('W_dec', 'a decoder that was reshaped where it had to be transposed', _with(sae, W_dec=_reshaped(D)), x)
-    yield Guess('W_enc', 'an encoder that was reshaped where it had to be transposed', _with(sae, W_enc=_reshaped(W)), x)
-    yield Guess('pre-bias', 'b_dec not taken off the input (apply_b_dec_to_input)', _with(sae, b_enc=sae.b_enc.data - b @ W), x)
-    yield Guess('pre-bias', 'b_dec taken off the input once too often', _with(sae, b_enc=sae.b_enc.data + b @ W), x)
-    yield Guess('b_dec', 'a lost b_dec: the reconstruction misses a constant', _with(sae, b_dec=_best_bias(sae, x)), x, True)
+    enc, dec = _with(sae, W_enc=_reshaped(W)), _with(sae, W_dec=_reshaped(D))
+    less, more = (_with(sae, b_enc=sae.b_enc.data + sign*(b @ W)) for sign in (-1, 1))
+    yield Guess('W_dec', 'a decoder that was reshaped where it had to be transposed', dec, x)
+    yield Guess('W_enc', 'an encoder that was reshaped where it had to be transposed', enc, x)
+    yield Guess('pre-bias', 'b_dec not taken off the input (apply_b_dec_to_input)', less, x)
+    yield Guess('pre-bias', 'b_dec taken off the input once too often', more, x)
+    words = 'a lost b_dec: the reconstruction misses a constant'
+    yield Guess('b_dec', words, _with(sae, b_dec=_best_bias(sae, x)), x, True)
 
 @torch.no_grad()
 def _best_bias(sae, x): return sae.b_dec.data + torch.cat([o - sae(o) for o in x.split(512)]).mean(0)
@@ -684,7 +703,8 @@ def decoder_guesses(sae: SAE, x: Tensor): # yields Guess
     D = sae.W_dec.data
     rows = nearest(sae.W_enc.data.T, D)[1]
     if float((rows != torch.arange(len(rows))).float().mean()) > .5:
-        yield Guess('shuffled', 'latents whose decoder rows are in another order than their encoder', _with(sae, W_dec=D[rows]), x)
+        words = 'latents whose decoder rows are in another order than their encoder'
+        yield Guess('shuffled', words, _with(sae, W_dec=D[rows]), x)
     if sae.cfg.d_sae > 2**15: return  # the fit would take minutes
     half = x[:max(256, min(len(x)//2, 2*sae.cfg.d_sae))]
     g = row_norms(sae, half)
@@ -700,7 +720,7 @@ def _sample(sae, acts, n: int) -> Tensor:
         return x[~massive_rule(sae, acts)(x)]
     if not isinstance(acts, Tensor) or acts.dim() != 2 or not acts.is_floating_point():
         raise UserError('want Activations, or raw activations as a tensor (n, d_in) of floating-point type')
-    if len(acts) < 64: raise UserError(f'{len(acts)} activations are too few to measure L0 and FVU on: give some thousand')
+    if len(acts) < 64: raise UserError(f'{len(acts)} activations are too few to measure on: give some thousand')
     return acts[:n]
 
 def rounded(
@@ -731,12 +751,14 @@ def check(
 ) -> Check:                     # as text, one line
     "Do L0 and FVU agree with the card? If not, which known mistake, undone, would make them? UserError for bad input"
     expected = {k: v for k, v in (expected or metrics_of(sae)).items() if k in ('l0', 'fvu')}
-    if not all(is_number(v) and v > 0 for v in expected.values()): raise UserError(f'expected={expected}: want positive numbers')
+    if not all(is_number(v) and v > 0 for v in expected.values()):
+        raise UserError(f'expected={expected}: want positive numbers')
     x = _sample(sae, acts, n)
     sae.accept(x)
     finite = x.isfinite().all(-1)
     small = x.dtype == torch.float16 or bool((x.float().abs() == torch.finfo(torch.float16).max).any())
-    if not bool(finite.all()) or small and bool((x.float().abs() >= 65504).any()): return _overflown(sae, x, finite, expected)
+    if not bool(finite.all()) or small and bool((x.float().abs() >= 65504).any()):
+        return _overflown(sae, x, finite, expected)
     was, x = rounded(x), x.float()
     notes = [] if was is None else [f'these activations were rounded to {was}']
     got = l0_fvu(sae, x)
@@ -801,9 +823,11 @@ def model_notes(
     if 'q4_k_m' in str(here).lower() or acts.lm.name == 'gemma3-270m':
         notes.append('the model here is a 4-bit conversion (Q4_K_M) of google/gemma-3-270m; an SAE that was trained on '
                      'the original weights is at a disadvantage')
-    elif name and name != acts.lm.name: notes.append(f'the other SAE was trained on {name}, the model here is {acts.lm.name}')
+    elif name and name != acts.lm.name:
+        notes.append(f'the other SAE was trained on {name}, the model here is {acts.lm.name}')
     text = (sae.metadata or {}).get('dataset_path')
-    if text != acts.source: notes.append(f"the other SAE was trained on {text or 'a text it does not name'}, the text here is {acts.source}")
+    if text != acts.source:
+        notes.append(f"the other SAE was trained on {text or 'a text it does not name'}, the text here is {acts.source}")
     said = metrics_of(sae).get('l0')
     return notes + ([f'on its card the other SAE has L0 {said:.4g}'] if said else [])
 
@@ -825,11 +849,11 @@ def compare(
 ) -> dict:                      # results (two), matches, notes
     "Two SAEs of one site on the same documents; UserError when they are not of one site"
     if sae.cfg.d_in != other.cfg.d_in:
-        raise UserError(f'activations of {sae.cfg.d_in} and of {other.cfg.d_in} dimensions: these SAEs are not of one site')
+        raise UserError(f'these SAEs are not of one site: one takes {sae.cfg.d_in} dimensions, one {other.cfg.d_in}')
     acts = held_out(sae, n_test=n_test) if acts is None else acts
     theirs = site_said(other)
     if theirs not in (None, str(acts.site)):
-        raise UserError(f'the other SAE is of {theirs}, and these activations are of {acts.site}: compare SAEs of one site')
+        raise UserError(f'the other SAE is of {theirs}, these activations are of {acts.site}: compare SAEs of one site')
     if theirs is None: log.warning('the other SAE does not say its site; it is taken to be %s', acts.site)
     judge, names = Evaluator(acts, n_lm), [_named(sae, 'this SAE'), _named(other, 'the other SAE')]
     if names[0] == names[1]: names = [f'{names[0]} (this)', f'{names[1]} (other)']
@@ -845,13 +869,14 @@ def comparison_table(
     "Both SAEs, a row a metric, and what they have in common"
     a, b = c['results']
     wide = max(len(METRICS[k].label) for k in COMPARED) + 2
-    lines = [f"{'':{wide}}  {a.name}  |  {b.name}", f"{'latents':{wide}}  {a.config['d_sae']:,}  |  {b.config['d_sae']:,}"]
+    lines = [f"{'':{wide}}  {a.name}  |  {b.name}"]
+    lines.append(f"{'latents':{wide}}  {a.config['d_sae']:,}  |  {b.config['d_sae']:,}")
     for k in COMPARED:
         if k in a.metrics: lines.append(f'{METRICS[k].label:{wide}}  {a.metrics[k]:.4g}  |  {b.metrics[k]:.4g}')
     for k, who, whom in (('ours', a.name, b.name), ('theirs', b.name, a.name)):
         m = c['matches'][k]
-        lines.append(f"of {m['n']:,} decoder rows of {who}, {m['above_07']:.1%} have a cosine above 0.7 with one of {whom} "
-                     f"(median {m['median']:.3f}; random rows {m['chance']:.3f})")
+        lines.append(f"of {m['n']:,} decoder rows of {who}, {m['above_07']:.1%} have a cosine above 0.7 with one of "
+                     f"{whom} (median {m['median']:.3f}; random rows {m['chance']:.3f})")
     m, more = a.metrics, f" and {a.metrics['lm_predictions']:,} predictions" if 'lm_predictions' in a.metrics else ''
     lines.append(f"{m['n_tokens']:,} activations{more}, the same for both; {m['n_massive']} massive tokens left out")
     return '\n'.join(lines + [f'note: {n}' for n in c['notes']])

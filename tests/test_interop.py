@@ -420,7 +420,7 @@ def test_gemma_scope_2_at_its_true_size(tmp_path):
     there = tmp_path/'gemma-scope-2-270m-pt'/'resid_post'/'layer_9_width_16k_l0_medium'
     wide, ours = small_sae(640, 16_384, 1, hf_hook_name='model.layers.9.output'), small_sae(640, 64)
     write_gemma_scope(there, wide)
-    assert (there/'params.safetensors').stat().st_size == 4*(2*640*16_384 + 2*16_384 + 640) + 424
+    assert 0 < (there/'params.safetensors').stat().st_size - 4*(2*640*16_384 + 2*16_384 + 640) < 1000   # the header
     back = interop.load_sae(there)
     x = torch.randn(64, 640, generator=torch.Generator().manual_seed(0))
     assert interop.site_said(back) == 'resid.9' and torch.equal(back.encode(x), wide.encode(x))
