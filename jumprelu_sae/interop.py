@@ -827,7 +827,7 @@ def model_notes(
         notes.append(f'the other SAE was trained on {name}, the model here is {acts.lm.name}')
     text = (sae.metadata or {}).get('dataset_path')
     if text != acts.source:
-        notes.append(f"the other SAE was trained on {text or 'a text it does not name'}, the text here is {acts.source}")
+        notes.append(f"the other SAE was trained on {text or 'a text it does not name'}, here it is {acts.source}")
     said = metrics_of(sae).get('l0')
     return notes + ([f'on its card the other SAE has L0 {said:.4g}'] if said else [])
 
