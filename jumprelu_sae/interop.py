@@ -25,7 +25,7 @@ from .activations import Activations, held_out, trained_on
 from .core import Result, UserError, check_device, is_number, is_whole
 from .core import make_folder, read_json, run_env, write_json
 from .evaluate import Evaluator, massive_rule
-from .formats import FILES, OPTIONAL, read_sae, write_gemma_scope
+from .formats import FILES, OPTIONAL, SAID, read_sae, write_gemma_scope
 from .frontier import frontier_figure
 from .intervals import METRICS
 from .sae import BatchTopKSAE, JumpReLUSAE, SAE
@@ -54,6 +54,7 @@ def parse_place(
     parts = name.strip('/').split('/')
     if len(parts) < 2 or not all(re.fullmatch(r'[\w.\-]+', p) and set(p) != {'.'} for p in parts):
         raise UserError(f'{str(where)[:200]!r} is no name on the Hub: want hf:owner/name/folder, @revision behind it')
+    if not isinstance(revision, str | None): raise UserError(f'revision={revision!r}: want a branch, tag or commit')
     if at and revision and at != revision:
         raise UserError(f'{where}: revision {at!r} in the name and {revision!r} beside it: give one of them')
     return Place('/'.join(parts[:2]), '/'.join(parts[2:]), at or revision or None)
@@ -213,6 +214,8 @@ def load_sae(
     if not str(where).startswith('hf:'):
         if revision is not None: raise UserError(f'revision={revision!r} is for a name on the Hub, and {where} is none')
         return read_sae(where, layout, **said).to(device)
+    unknown = [k for k in said if k not in SAID]
+    if unknown: raise UserError(f"no such answer {unknown[0]!r}: a file can be told {', '.join(SAID)}")
     place = parse_place(where, revision)
     path, commit = fetch_sae(place, layout, offline)
     sae = read_sae(path, layout, **said)
