@@ -23,30 +23,32 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from .core import Settings as Settings, UserError as UserError
     from .evaluate import evaluate as evaluate
     from .experiment import frontier as frontier
+    from .interop import load_sae as load_sae, push as push
     from .lm import load_lm as load_lm
     from .presets import Preset as Preset
     from .recipe import PAPER as PAPER, SHORT as SHORT, train_sae as train_sae
     from .sae import (BatchTopKSAE as BatchTopKSAE, GatedConfig as GatedConfig, GatedSAE as GatedSAE,
         JumpReLUConfig as JumpReLUConfig, JumpReLUSAE as JumpReLUSAE, ReLUConfig as ReLUConfig, ReLUSAE as ReLUSAE,
         SAE as SAE, SAEConfig as SAEConfig, TopKConfig as TopKConfig, TopKSAE as TopKSAE,
-        load_sae as load_sae, register as register)
+        register as register)
 
 _MODULES = dict(
     activations=('activations', 'Activations'),
     core=('Settings', 'UserError'),
     evaluate=('evaluate',),
     experiment=('frontier',),
+    interop=('load_sae', 'push'),
     lm=('load_lm',),
     presets=('Preset',),
     recipe=('PAPER', 'SHORT', 'train_sae'),
     sae=('BatchTopKSAE', 'GatedConfig', 'GatedSAE', 'JumpReLUConfig', 'JumpReLUSAE', 'ReLUConfig', 'ReLUSAE',
-         'SAE', 'SAEConfig', 'TopKConfig', 'TopKSAE', 'load_sae', 'register'))
+         'SAE', 'SAEConfig', 'TopKConfig', 'TopKSAE', 'register'))
 _HOME = {name: module for module, names in _MODULES.items() for name in names}  # name -> the module that defines it
 
 __all__ = [
     'Activations', 'BatchTopKSAE', 'GatedConfig', 'GatedSAE', 'JumpReLUConfig', 'JumpReLUSAE', 'PAPER', 'Preset',
     'ReLUConfig', 'ReLUSAE', 'SAE', 'SAEConfig', 'SHORT', 'Settings', 'TopKConfig', 'TopKSAE', 'UserError',
-    'activations', 'evaluate', 'frontier', 'load_lm', 'load_sae', 'register', 'train_sae']
+    'activations', 'evaluate', 'frontier', 'load_lm', 'load_sae', 'push', 'register', 'train_sae']
 
 
 def __getattr__(name):

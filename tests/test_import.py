@@ -52,7 +52,7 @@ def test_the_package_is_imported_in_no_time():
     assert {b for _, b in runs} == {'False'}
     assert min(float(a) for a, _ in runs) < .02
 
-DOOR = {'load_lm', 'activations', 'train_sae', 'load_sae', 'evaluate', 'frontier', 'SAE', 'SAEConfig', 'register', 'Activations', 'Preset',
+DOOR = {'load_lm', 'activations', 'train_sae', 'load_sae', 'push', 'evaluate', 'frontier', 'SAE', 'SAEConfig', 'register', 'Activations', 'Preset',
         'Settings', 'PAPER', 'SHORT', 'UserError', 'ReLUSAE', 'GatedSAE', 'TopKSAE', 'BatchTopKSAE', 'JumpReLUSAE'}
 
 def test_every_public_name_is_there():
@@ -70,7 +70,7 @@ def test_editors_see_the_same_names():
     import jumprelu_sae as js
     assert seen == js._HOME and (root/lib/'py.typed').exists()
 
-@pytest.mark.parametrize('name', ['dashboard', 'push', 'no_such_thing'])
+@pytest.mark.parametrize('name', ['dashboard', 'pull', 'no_such_thing'])
 def test_a_name_that_is_not_there_says_so(name):
     import jumprelu_sae as js
     with pytest.raises(AttributeError, match=f"no attribute '{name}'.*train_sae"): getattr(js, name)
