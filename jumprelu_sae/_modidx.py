@@ -1391,6 +1391,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.tuning.repo_root': ('tuning.html#repo_root', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.rows_to_keep': ('tuning.html#rows_to_keep', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.tune': ('tuning.html#tune', 'jumprelu_sae/tuning.py'),
+                                     'jumprelu_sae.tuning.tune_apart': ('tuning.html#tune_apart', 'jumprelu_sae/tuning.py'),
+                                     'jumprelu_sae.tuning.tune_in_worker': ('tuning.html#tune_in_worker', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.tune_jobs': ('tuning.html#tune_jobs', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.tuned_result': ('tuning.html#tuned_result', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.tuning_file': ('tuning.html#tuning_file', 'jumprelu_sae/tuning.py'),

@@ -300,11 +300,15 @@ def apart(
     settings: Settings = Settings(), # device, workers, threads
 ) -> int: # processes; 1: here, with the threads that there are
     "In how many processes a run's SAEs are trained: it follows from the run, and not from what is missing"
-    if settings.workers: return settings.workers
     plans = [j.plan for j in all_jobs]
+    modules = {type(p.what).__module__ if isinstance(p.what, SAE) else p.what.__module__ for p in plans}
+    if settings.workers and settings.workers > 1 and '__main__' in modules:
+        raise UserError(f'workers={settings.workers}: another process cannot know an SAE class of your script: move it '
+            'to a module, or take workers=1')
+    if settings.workers: return settings.workers
+    ours = {m.partition('.')[0] for m in modules} == {PACKAGE}  # a worker may not find anybody else's
+    if settings.device != 'cpu' or not ours or not sys.executable: return 1
     work = sum(12*p.train.n_steps*p.train.batch*p.cfg.d_in*p.cfg.d_sae for p in plans)
-    ours = all(getattr(p.what, '__module__', '').partition('.')[0] == PACKAGE for p in plans)
-    if settings.device != 'cpu' or not ours or not sys.executable: return 1  # a class from your own script is known to nobody else
     return max(1, min(cores()//(settings.threads or 1), len(plans), int(work/OPERATIONS)))
 
 def room_for(
@@ -590,18 +594,20 @@ def found_result(
     path: Path, # of a result
     identity: dict, # its SAE's
     judged: dict, # of `judged_on`
+    warn: Callable|None = None, # takes what is to be said of one that is another's; None: log.warning
 ) -> Result|None: # None: there is none of this very SAE and text
     "A result that can be used again; another or a damaged one is named"
+    warn = warn or log.warning
     if not path.exists(): return None
     try: r = Result.load(path)
     except UserError as e:
-        log.warning('%s: it is evaluated again', e)
+        warn('%s: it is evaluated again', e)
         return None
     c = r.config
     if c.get('key') == identity['key'] and c.get('judged_on') == judged: return r
     there = dict(data=c.get('data'), config=c.get('sae'), train=c.get('train'), seed=c.get('seed'),
         judged_on=c.get('judged_on'))
-    log.warning('%s is the result of another run (%s): it is evaluated again', path,
+    warn('%s is the result of another run (%s): it is evaluated again', path,
         what_differs(identity | dict(judged_on=judged), there))
     return None
 
