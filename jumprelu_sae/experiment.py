@@ -543,7 +543,6 @@ class Pool:
         elif m['kind'] == 'error':
             if not m['ours']: log.error('%s', m['trace'])
             self.fail(UserError(m['text']) if m['ours'] else RuntimeError(f"{self.names[w.task]}: {m['text']}"))
-            w.leave()
 
 # %% ../nbs/43_experiment.ipynb #43a0c009
 def train_part(

@@ -109,7 +109,7 @@ class Sweep:
         (tmp/'sweep.py').write_text(SWEEP)
         self.out, env = out, os.environ | dict(OMP_NUM_THREADS='1', JUMPRELU_SAE_CACHE=str(tmp/'cache'))
         self.log = open(tmp/'sweep.log', 'w+')
-        self.p = subprocess.Popen([sys.executable, str(tmp/'sweep.py'), str(out), str(workers)], stdout=self.log, stderr=subprocess.STDOUT, env=env)
+        self.p = subprocess.Popen([sys.executable, str(tmp/'sweep.py'), str(out), str(workers)], stdout=self.log, stderr=subprocess.STDOUT, env=env, start_new_session=True)
 
     def shoot(self, whom, sig):
         "Once two checkpoints are newer than this run: kill the parent or a worker; what was said, the exit status, the workers"
@@ -118,7 +118,8 @@ class Sweep:
         until(lambda: len(newer()) >= 2 or self.p.poll() is not None)
         workers = children(self.p.pid)
         assert self.p.poll() is None and len(workers) == 2, self.said()
-        os.kill(self.p.pid if whom == 'parent' else workers[0], sig)
+        if whom == 'terminal': os.killpg(self.p.pid, sig)  # as Ctrl-C there: to all in the foreground
+        else: os.kill(self.p.pid if whom == 'parent' else workers[0], sig)
         self.p.wait(120)
         until(lambda: not any(map(alive, workers)), 60)
         return self.said(), self.p.returncode
@@ -147,7 +148,7 @@ def finished_files(out):
 def test_workers_are_killed_and_resumed(tmp_path):
     "Parent and workers shot in turn: always on from checkpoints, never an orphan, and to the bytes of one process left alone"
     out, resumed = tmp_path/'shot', 0
-    shots = [('parent', 'SIGINT', 130), ('worker', 'SIGKILL', 1), ('parent', 'SIGKILL', -9), ('parent', 'SIGTERM', 130)]
+    shots = [('terminal', 'SIGINT', 130), ('worker', 'SIGKILL', 1), ('parent', 'SIGKILL', -9), ('parent', 'SIGTERM', 130)]
     for whom, sig, code in shots:
         said, status = Sweep(tmp_path, out).shoot(whom, getattr(signal, sig))
         resumed += len(re.findall(r'resumed at step [1-9]\d* of 512', said))
@@ -155,7 +156,7 @@ def test_workers_are_killed_and_resumed(tmp_path):
         if whom == 'worker':
             last = said.strip().splitlines()[-1]
             assert 'was killed (signal 9' in last and 'run again, and it goes on from its last checkpoint' in last and '-seed0' in last
-        assert steps_in(out), f'{whom} {sig}: no checkpoint is left'
+        assert len(steps_in(out)) >= 2, f'{whom} {sig}: the others went on, or left no checkpoint'
     said = Sweep(tmp_path, out).end()
     resumed += len(re.findall(r'resumed at step [1-9]\d* of 512', said))
     assert '2 worker processes' in said and not list(out.glob('checkpoints/*'))
