@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 TOKENS = 122*512  # a step has 512
-LIMIT = 60.  # seconds after which a sweep in one process is cut, and its time is scaled by the steps it got
+LIMIT = 30.  # seconds after which a sweep in one process is cut, and its time is scaled by the steps it got
 SPIN = 'import torch; torch.set_num_threads(1); x = torch.randn(512, 512)\nwhile True: x @ x'
 
 
@@ -25,7 +25,7 @@ def modes(cores):
 @contextlib.contextmanager
 def busy(n):
     "Beside `n` processes that multiply matrices, one thread each"
-    spins = [subprocess.Popen([sys.executable, '-c', SPIN]) for _ in range(n)]
+    spins = [subprocess.Popen([sys.executable, '-c', SPIN], start_new_session=True) for _ in range(n)]  # as other programs
     if n: time.sleep(5)  # until all of them have imported torch
     try: yield spins
     finally:

@@ -405,7 +405,7 @@ class Worker:
         env = os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
         self.task, self.left, self.ended, self.stderr = None, False, False, tempfile.TemporaryFile()
         self.process = subprocess.Popen([sys.executable, '-P', '-c', START], stdin=subprocess.PIPE, env=env,
-            stdout=subprocess.PIPE, stderr=self.stderr, start_new_session=True)  # Ctrl-C is for the parent alone
+            stdout=subprocess.PIPE, stderr=self.stderr, process_group=0)  # Ctrl-C is for the parent alone
         self.write(told + b'\n')
         threading.Thread(target=self.read, args=(inbox,), daemon=True).start()
 
