@@ -4,8 +4,9 @@
 
 Trains four of the laptop's SAEs (two JumpReLU, two TopK; 640 → 2,048, batch 512) on a quarter of its tokens: in one
 process with a thread a core, in one process with one thread, and in a worker process of one thread a core, the start of
-the processes included; each as the machine is, and beside busy processes. Modes are interleaved, and what other programs
-used meanwhile is measured and written down. Each measurement is kept when it is made: stopped, the same command goes on.
+the processes included; each as the machine is, and beside busy processes. Modes are interleaved, and what other
+programs used meanwhile is measured and written down. Each measurement is kept when it is made: stopped, the same
+command goes on.
 The activations come from the cache ($JUMPRELU_SAE_CACHE); where they are missing, they are harvested first."""
 import argparse, contextlib, json, os, resource, statistics, subprocess, sys, tempfile, time
 from dataclasses import replace
@@ -13,7 +14,11 @@ from pathlib import Path
 
 TOKENS = 122*512  # a step has 512
 LIMIT = 30.  # seconds after which a sweep in one process is cut, and its time is scaled by the steps it got
-SPIN = 'import torch; torch.set_num_threads(1); x = torch.randn(512, 512)\nwhile True: x @ x'
+SPIN = '''import os, torch
+torch.set_num_threads(1)
+x, parent = torch.randn(512, 512), os.getppid()
+while os.getppid() == parent: x @ x
+'''
 
 
 def modes(cores):
@@ -25,7 +30,8 @@ def modes(cores):
 @contextlib.contextmanager
 def busy(n):
     "Beside `n` processes that multiply matrices, one thread each"
-    spins = [subprocess.Popen([sys.executable, '-c', SPIN], start_new_session=True) for _ in range(n)]  # as other programs
+    # a session of their own, as other programs have: Linux may share a machine out by session
+    spins = [subprocess.Popen([sys.executable, '-c', SPIN], start_new_session=True) for _ in range(n)]
     if n: time.sleep(5)  # until all of them have imported torch
     try: yield spins
     finally:
@@ -39,7 +45,9 @@ def used(spins=()):
     stat = [int(v) for v in Path('/proc/stat').read_text().split('\n')[0].split()[1:9]]
     everybody = (sum(stat) - stat[3] - stat[4])/tick
     mine = sum(sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    for p in spins: mine += sum(map(int, Path(f'/proc/{p.pid}/stat').read_text().rpartition(')')[2].split()[11:13]))/tick
+    for p in spins:
+        times = Path(f'/proc/{p.pid}/stat').read_text().rpartition(')')[2].split()[11:13]
+        mine += sum(map(int, times))/tick
     return everybody, mine
 
 
@@ -53,8 +61,10 @@ def in_one_process(preset, acts, out, settings):
         trainer.stop = time.perf_counter() - began > LIMIT
 
     parts = parts_of(jobs(preset, acts.d_in), out, together=True)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         for part in parts: train_part(part, acts, out, settings, after_step)
+    except KeyboardInterrupt:
+        if time.perf_counter() - began <= LIMIT: raise  # somebody stopped the benchmark
     return done[0], sum(len(js) for _, js in parts)*TOKENS//preset.batch
 
 
