@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'SPLIT', 'SHARE', 'SAMPLE', 'source_name', 'read_corpus', 'TrainSide', 'count_parts', 'fit_in_memory',
            'fit_from_disk', 'decide_in_memory', 'site_of_hook', 'Activations', 'open_model', 'check_place', 'store_dir',
-           'pack_part', 'activations', 'trained_on', 'trained_elsewhere', 'held_out']
+           'pack_part', 'activations', 'MappedRows', 'massive_rows', 'lend', 'PartSha', 'Borrowed', 'trained_on',
+           'trained_elsewhere', 'held_out']
 
 # %% ../nbs/15_activations.ipynb #7a2bf323
 import contextlib, logging, re
@@ -312,6 +313,81 @@ def activations(
         side = fit(stores['train'], massive, centre)
     in_split = {k: len(v) for k, v in split.items()}
     return Activations(lm, site, known, seq_len, tokens, stores, in_split, side, centre, source_name(corpus, known))
+
+# %% ../nbs/15_activations.ipynb #ad5c0e02
+class MappedRows:
+    "Rows of a store in its shards' files, mapped and not copied: what a `TensorStream` asks of a tensor (n, d_in)"
+    def __init__(self,
+        store: ActivationStore,  # complete
+        without: list,           # numbers of the rows to leave out, such as massive ones
+    ):
+        self.parts = [store.shard(i)['x'] for i in range(len(store.manifest['shards']))]
+        self.ends = torch.tensor([len(p) for p in self.parts]).cumsum(0)
+        keep = torch.ones(int(self.ends[-1]), dtype=torch.bool)
+        keep[torch.tensor(without, dtype=torch.long)] = False
+        self.rows, self.shape = keep.nonzero()[:, 0], (int(keep.sum()), store.d_in)
+
+    def __len__(self) -> int: return self.shape[0]
+    def dim(self) -> int: return 2
+
+    def __getitem__(self,
+        i: Tensor,   # numbers of rows, (b,)
+    ) -> Tensor:     # (b, d_in), a copy in the stored type
+        at = self.rows[i]
+        which, out = torch.bucketize(at, self.ends, right=True), self.parts[0].new_empty(len(at), self.shape[1])
+        for s in which.unique().tolist():
+            here, first = (which == s).nonzero()[:, 0], self.ends[s] - len(self.parts[s])
+            out[here] = self.parts[s][at[here] - first]
+        return out
+
+def massive_rows(
+    store: ActivationStore,  # training activations
+    rule: MassiveRule,       # which tokens are massive
+) -> list[int]:              # their numbers in the store
+    "Read from one shard after the other"
+    out, n = [], 0
+    for i in range(len(store.manifest['shards'])):
+        x = store.shard(i)['x']
+        out += (rule(x).nonzero()[:, 0] + n).tolist()
+        n += len(x)
+    return out
+
+def lend(
+    acts: Activations,  # with a training side
+) -> dict:              # JSON-able
+    "All that a process needs to train on activations, and to judge on their validation side, without their model"
+    rule = dict(factor=acts.rule.factor, median=acts.rule.median)
+    without = massive_rows(acts.stores['train'], acts.rule) if acts.in_memory else None
+    return dict(identity=acts.identity(), metadata=acts.metadata(), site=str(acts.site), d_in=acts.d_in, rule=rule,
+        mean=acts.mean.tolist(), scaler_mean=acts.scaler.mean.tolist(), scale=acts.scaler.scale, without=without,
+        stores={k: str(Path(s.path).resolve()) for k, s in acts.stores.items()},
+        sha={k: t.sha for k, t in acts.tokens.items()})
+
+@dataclass(frozen=True)
+class PartSha:
+    "A part's tokens, as far as a borrower knows them"
+    sha: str  # of its rows
+
+class Borrowed(Activations):
+    "Activations in another process: no model, rows mapped; they say of themselves what the lender's say"
+    def __init__(self,
+        lent: dict,  # of `lend`
+    ):
+        self.said, mean = lent, torch.tensor(lent['mean'])
+        stores = {k: ActivationStore(p) for k, p in lent['stores'].items()}
+        x = None if lent['without'] is None else MappedRows(stores['train'], lent['without'])
+        scaler = Scaler(torch.tensor(lent['scaler_mean']), lent['scale'])
+        side = TrainSide(scaler, MassiveRule(**lent['rule']), mean, x, (set(), 0, 0))
+        tokens = {k: PartSha(sha) for k, sha in lent['sha'].items()}
+        super().__init__(None, parse_site(lent['site']), lent['identity']['corpus'], lent['identity']['seq_len'],
+            tokens, stores, {}, side, lent['identity']['centre'], lent['metadata']['dataset_path'])
+
+    def __repr__(self) -> str: return f'Activations borrowed from another process, at {self.site}'
+
+    @property
+    def d_in(self) -> int: return self.said['d_in']
+    def identity(self) -> dict: return dict(self.said['identity'])
+    def metadata(self) -> dict: return dict(self.said['metadata'])
 
 # %% ../nbs/15_activations.ipynb #6a803be3
 def trained_on(

@@ -418,7 +418,8 @@ class Settings:
     path: str = (
         'auto'  # training steps: 'dense', 'sparse' (the same gradients), or 'auto': by the measured share of pairs
     )
-    threads: int | None = None  # of torch; None: as they are
+    threads: int | None = None  # of torch; None: as they are, and 1 in a worker process
+    workers: int | None = None  # processes that train SAEs of a sweep; None: one a core on a CPU, 1 on other devices
     save_every: float = 20.0  # seconds between checkpoints
     progress: bool = True  # bars on a terminal, a line a minute elsewhere
     in_memory: bool | None = None  # training activations in memory or read from disk; None: by the memory that is free
@@ -431,6 +432,10 @@ class Settings:
                 raise UserError(f"no such {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
         if self.threads is not None and not (is_whole(self.threads) and self.threads >= 1):
             raise UserError(f'threads={self.threads!r}: want a whole number, at least 1')
+        if self.workers is not None and not (is_whole(self.workers) and self.workers >= 1):
+            raise UserError(f'workers={self.workers!r}: want a whole number, at least 1')
+        if self.workers not in (None, 1) and self.device != 'cpu':
+            raise UserError(f"workers={self.workers}: SAEs share a CPU, not device {self.device!r}: leave workers out")
         if not (is_number(self.save_every) and self.save_every > 0):
             raise UserError(f'save_every={self.save_every!r}: want seconds above 0')
         if not isinstance(self.progress, bool):

@@ -197,3 +197,88 @@ def test_the_door_from_text_to_numbers():
     assert {r['arch'] for r in f.rows} == {'jumprelu', 'topk'} and f.figure.axes
     other = js.activations(lm, 'generated', site='resid.1', n_train=2048, n_val=256, n_test=512, seq_len=32, settings=js.Settings(progress=False))
     with pytest.raises(js.UserError, match='site'): js.evaluate(sae, other, n_lm=128)
+
+TWO = replace(BASE, grid=dict(topk=(4, 8), jumprelu=(4,)))
+
+def left_behind(out):
+    "Bytes of all finished SAEs"
+    return {str(f.relative_to(out)): f.read_bytes() for f in sorted(Path(out).glob('saes/*/*'))}
+
+@pytest.mark.parametrize('in_memory', (True, False))
+def test_workers_write_the_bytes_of_one_process(in_memory):
+    one = run(TWO, 'one', workers=1, threads=1, in_memory=in_memory)
+    two = run(TWO, 'two', workers=2, threads=1, in_memory=in_memory)
+    assert metrics(one) == metrics(two) and left_behind('one') == left_behind('two') and len(left_behind('one')) >= 6
+    assert {n: (r.config, r.arrays) for n, r in one.items()} == {n: (r.config, r.arrays) for n, r in two.items()}
+
+def test_begun_together_and_ended_by_workers(monkeypatch, caplog):
+    "And the other way round: a checkpoint is anybody's"
+    stopped_at(monkeypatch, 4, TWO, 'a', workers=1)
+    assert in_checkpoint(Path('a/checkpoints/topk-seed0')) == ['topk-4-seed0', 'topk-8-seed0']
+    caplog.clear()
+    mixed = run(TWO, 'a', workers=2)
+    whole = run(TWO, 'whole', workers=1)
+    assert metrics(mixed) == metrics(whole) and left_behind('a') == left_behind('whole')
+    assert not list(Path('a/checkpoints').glob('*'))
+    stopped_at(monkeypatch, 4, replace(TWO, grid=dict(topk=(4,))), 'b', workers=1)
+    Path('b/checkpoints/topk-seed0').rename('b/checkpoints/topk-4-seed0')  # as a worker names it
+    seen = steps_seen(monkeypatch)
+    assert metrics(run(TWO, 'b', workers=1)) == metrics(whole) and seen[0] == (('topk-4-seed0',), 4)
+
+def test_what_is_finished_needs_no_worker(monkeypatch):
+    first = run(TWO, workers=1)
+    monkeypatch.setattr(experiment, 'Pool', None)
+    assert metrics(run(TWO, workers=2)) == metrics(first)
+    Path('out/checkpoints/topk-4-seed0').mkdir(parents=True)  # left by a kill between the SAE and its checkpoint's end
+    Path('out/checkpoints/topk-4-seed0/checkpoint.json').write_text('{"identity": {"saes": {"topk-4-seed0": 1}}}')
+    run(TWO, workers=2)
+    assert not Path('out/checkpoints/topk-4-seed0').exists()
+
+def test_one_that_is_missing_is_trained_here_with_a_workers_threads(monkeypatch):
+    import shutil, torch
+    run(TWO, workers=1)
+    shutil.rmtree('out/saes/topk-4-seed0')
+    monkeypatch.setattr(experiment, 'Pool', None)
+    seen, step, was = [], Trainer.one_step, torch.get_num_threads()
+    def counts(self):
+        seen.append(torch.get_num_threads())
+        return step(self)
+    monkeypatch.setattr(Trainer, 'one_step', counts)
+    torch.set_num_threads(3)
+    try: run(TWO, workers=2)
+    finally: torch.set_num_threads(was)
+    assert set(seen) == {1}
+
+def test_a_workers_own_error_is_the_last_word(caplog):
+    "Said in one line, as one process says it; the other worker's checkpoint stays"
+    with pytest.raises(UserError, match='the loss is .* lower the learning rate') as e:
+        run(replace(TWO, schedule=dict(lr=1e30)), workers=2)
+    assert '\n' not in str(e.value)
+
+def test_a_workers_fault_is_named_with_its_traceback(caplog):
+    from jumprelu_sae.experiment import Pool, SweepProgress, get_activations, Stages
+    out = Path('out')
+    out.mkdir()
+    acts, settings = get_activations(TWO, Settings(progress=False), out, Stages())
+    pool = Pool('jumprelu_sae.core:no_such_function', [1, 2], ['first', 'second'], acts, out, settings)
+    with pytest.raises(RuntimeError, match='(first|second): AttributeError: .*no_such_function'):
+        pool.run(2, SweepProgress(2, 0, False), [1, 1])
+    assert 'Traceback' in caplog.text and not any(w.process.poll() is None for w in pool.workers)
+
+def test_a_worker_that_cannot_start(monkeypatch):
+    monkeypatch.setattr(experiment, 'START', 'import no_such_module')
+    with pytest.raises(UserError, match=r"topk-4-seed0 ended \(status 1: ModuleNotFoundError: No module named 'no_such_module'\)|jumprelu"):
+        run(TWO, workers=2)
+
+def test_warnings_of_workers_are_said_by_the_parent(caplog):
+    run(TWO, workers=1)
+    for name in ('topk-4-seed0', 'topk-8-seed0'): Path(f'out/saes/{name}/sae_weights.safetensors').write_bytes(b'x')
+    caplog.clear()
+    run(TWO, workers=2)
+    assert caplog.text.count('trained again') == 2
+
+def test_stop_and_go_from_disk_to_workers(monkeypatch):
+    "What the machine decided is kept by workers, too"
+    whole = run(TWO, 'whole', workers=2, in_memory=False)
+    stopped_at(monkeypatch, 4, TWO, workers=1, in_memory=False)
+    assert metrics(run(TWO, workers=2)) == metrics(whole)
