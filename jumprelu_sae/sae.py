@@ -237,7 +237,7 @@ class _Base(nn.Module):
     def after_step(self, rows: slice = slice(None)) -> None:
         "Bring the decoder's rows back to unit norm: call after the optimiser, for all rows or for some"
         if self.unit_norm:
-            self.W_dec[rows] /= self.W_dec[rows].norm(dim=1, keepdim=True)
+            self.W_dec[rows].div_(self.W_dec[rows].norm(dim=1, keepdim=True))
 
 # %% ../nbs/04_sae.ipynb #a73eea84
 class SAE(_Base):

@@ -206,7 +206,7 @@ def bags(
     width: int = 160, # columns taken at a time where rows are fetched often
 ) -> Tensor: # weighted sums of rows, (n_bags, d)
     "Sparse matrix times dense matrix. Differentiable in `weights`"
-    often = len(ids) > 8*(len(table) + len(starts))
+    often = len(ids) > 8*len(table) + 16*len(starts)
     if not often or table.shape[1] <= width or table.device.type != 'cpu': return bag(ids, table, starts, weights)
     return torch.cat([bag(ids, t.contiguous(), starts, weights) for t in table.split(width, 1)], 1)
 

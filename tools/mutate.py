@@ -234,8 +234,8 @@ MUTANTS += [
         'rows not brought to unit norm',
         '_Base.after_step',
         'sae.py',
-        "if self.unit_norm: self.W_dec /=",
-        "if False: self.W_dec /=",
+        "if self.unit_norm: self.W_dec[rows].div_(",
+        "if False: self.W_dec[rows].div_(",
         SAE,
     ),
     Mutant(
@@ -411,7 +411,7 @@ MUTANTS += [
         "silent.add_(1).masked_fill_",
         TRAIN,
     ),
-    Mutant('NaN trained on', 'check_finite', 'train.py', "if bool(torch.isfinite(x).all()): return", "return", TRAIN),
+    Mutant('NaN trained on', 'check_finite', 'train.py', "if not x.numel() or all(", "if True or all(", TRAIN),
     Mutant(
         'batch unlike the settings',
         'Trainer.batch',
