@@ -1275,7 +1275,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'jumprelu_sae.train._key': ('train.html#_key', 'jumprelu_sae/train.py'),
                                     'jumprelu_sae.train._want': ('train.html#_want', 'jumprelu_sae/train.py'),
                                     'jumprelu_sae.train.adam_state': ('train.html#adam_state', 'jumprelu_sae/train.py'),
-                                    'jumprelu_sae.train.by_rows': ('train.html#by_rows', 'jumprelu_sae/train.py'),
                                     'jumprelu_sae.train.check_finite': ('train.html#check_finite', 'jumprelu_sae/train.py'),
                                     'jumprelu_sae.train.check_saes': ('train.html#check_saes', 'jumprelu_sae/train.py'),
                                     'jumprelu_sae.train.class_facts': ('train.html#class_facts', 'jumprelu_sae/train.py'),

@@ -225,19 +225,18 @@ class _Base(nn.Module):
         return self.decode(self.encode(x))
 
     @torch.no_grad()
-    def before_step(self, rows: slice = slice(None)) -> None:
-        """Take out of W_dec's gradient what would only change row norms: call between backward and the optimiser, for
-        all rows or for some"""
+    def before_step(self) -> None:
+        "Take out of W_dec's gradient what would only change row norms: call between backward and the optimiser"
         if not self.unit_norm or self.W_dec.grad is None:
             return
-        for g, w in zip(self.W_dec.grad[rows].split(256), self.W_dec[rows].split(256)):  # in pieces that fit a cache
+        for g, w in zip(self.W_dec.grad.split(256), self.W_dec.split(256)):  # in pieces that fit a cache
             g.addcmul_((g * w).sum(1, keepdim=True), w, value=-1)
 
     @torch.no_grad()
-    def after_step(self, rows: slice = slice(None)) -> None:
-        "Bring the decoder's rows back to unit norm: call after the optimiser, for all rows or for some"
+    def after_step(self) -> None:
+        "Bring the decoder's rows back to unit norm: call after the optimiser"
         if self.unit_norm:
-            self.W_dec[rows].div_(self.W_dec[rows].norm(dim=1, keepdim=True))
+            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
 
 # %% ../nbs/04_sae.ipynb #a73eea84
 class SAE(_Base):
@@ -761,8 +760,8 @@ class JumpReLUSAE(SAE):
             self.end_start(x)
 
     @torch.no_grad()
-    def after_step(self, rows: slice = slice(None)) -> None:
-        super().after_step(rows)
+    def after_step(self) -> None:
+        super().after_step()
         if not self.cfg.log_threshold:
             self.theta_param.clamp_min_(1e-6)
 

@@ -234,8 +234,8 @@ MUTANTS += [
         'rows not brought to unit norm',
         '_Base.after_step',
         'sae.py',
-        "if self.unit_norm: self.W_dec[rows].div_(",
-        "if False: self.W_dec[rows].div_(",
+        "if self.unit_norm: self.W_dec /=",
+        "if False: self.W_dec /=",
         SAE,
     ),
     Mutant(
