@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py                 # everything that a CPU can do: some 25 minutes on two cores
     python benchmarks/train_step.py --part step     # only the comparison with other libraries
+    python benchmarks/train_step.py --part before --threads 1 --before FOLDER   # beside our own steps of an earlier checkout
     python benchmarks/train_step.py --device cuda   # the sizes for a GPU
 
 Every contender is a process of its own, other libraries in virtual environments that are made here from PyPI with exact versions.
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from jumprelu_sae.core import SyntheticStream, cache_dir, read_json, run_env, write_json
 from jumprelu_sae.sae import SAEConfig, make_sae
-from jumprelu_sae.sparse import bags, find_support
+from jumprelu_sae.sparse import bags, find_support, pair_products
 from jumprelu_sae.train import TrainConfig, Trainer, make_adam, train_saes
 
 here = Path(__file__).parent
@@ -19,6 +20,7 @@ OUT = here.parent/'results'/'benchmarks'/'train_step.json'
 TORCH = 'torch==2.13.0'
 PEERS = {'SAELens': 'sae-lens==6.54.12', 'dictionary_learning': 'dictionary_learning==0.1.0'}
 OURS = ('encoder product', 'ours, sparse', 'ours, dense', 'ours, sparse, short recipe', 'ours, dense, short recipe')
+OUR_STEPS = ('ours, sparse', 'ours, dense', 'ours, sparse, short recipe')
 SIZES = dict(cpu=[(640, 16_384, 2048), (2304, 16_384, 2048)], cuda=[(2304, 65_536, 4096), (3584, 131_072, 4096)])
 
 
@@ -40,10 +42,10 @@ def python_of(who: str, pip_args: list) -> str:
 
 class Contender:
     "A worker process that does one step when asked"
-    def __init__(self, who: str, args: dict, pip_args: list):
+    def __init__(self, who: str, args: dict, pip_args: list, package: Path = here.parent):
         self.who, self.times, self.peak = who, [], math.nan
         cmd = [python_of(who, pip_args), str(here/'worker.py'), '--who', who] + [s for k, v in args.items() for s in (f"--{k.replace('_', '-')}", str(v))]
-        self.p = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS=str(args['threads'])))
+        self.p = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS=str(args['threads']), PYTHONPATH=str(package)))
         self.err = []
         threading.Thread(target=lambda: self.err.extend(self.p.stderr), daemon=True).start()
         self.facts = self.read()
@@ -62,9 +64,12 @@ class Contender:
     def close(self) -> None: self.p.stdin.close(); self.p.wait()
 
 
-def race(names, args: dict, rounds: int, pip_args: list) -> list[dict]:
-    "All contenders on one problem, in turns; rows of medians, the first being the unit"
+def race(names, args: dict, rounds: int, pip_args: list, before: tuple = (None, ())) -> list[dict]:
+    "All contenders on one problem, in turns, some also as an earlier checkout has them; rows of medians, the first the unit"
     cs = [Contender(n, args, pip_args) for n in names]
+    for n in before[1]:
+        cs.append(Contender(n, args, pip_args, before[0]))
+        cs[-1].who += ', before'
     for c in cs: c.step(keep=False)
     for _ in range(rounds):
         for c in cs: c.step()
@@ -85,6 +90,18 @@ def part_step(a) -> list[dict]:
         for l0 in (20, 50, 100):
             new = race([*OURS, *PEERS], dict(d_in=d_in, d_sae=d_sae, batch=batch, l0=l0, threads=a.threads, device=a.device, precision=a.precision), a.rounds if d_in < 1000 else max(3, a.rounds//3), a.pip_args)
             show(new); rows += new
+    return rows
+
+
+def part_before(a) -> list[dict]:
+    "The sizes of the long runs: now, before, and by other libraries, all in turns"
+    if not a.before: raise SystemExit('--part before wants --before FOLDER, a checkout of an earlier commit')
+    rows = []
+    for d_sae, batch, l0, rounds in ((2048, 128, 50, 15), (2048, 512, 50, 15), (2048, 512, 200, 9), (16_384, 2048, 50, 3)):
+        args = dict(d_in=640, d_sae=d_sae, batch=batch, l0=l0, threads=a.threads, device=a.device, precision=a.precision)
+        new = race(['encoder product', *OUR_STEPS, *PEERS], args, rounds, a.pip_args, (a.before.resolve(), OUR_STEPS))
+        show(new)
+        rows += new
     return rows
 
 
@@ -110,11 +127,9 @@ def part_pieces(a) -> list[dict]:
     x, grad = (torch.randn(batch, d_in, generator=g)/math.sqrt(d_in) for _ in range(2))
     low = float((x[:64] @ W.T).flatten().topk(64*75).values[-1])
     s, v = find_support(x, W.T, torch.zeros(d_sae), torch.full((d_sae,), low))
-    w = v.clone().requires_grad_()
     csr = lambda starts, ids, val, shape: torch.sparse_csr_tensor(starts.int(), ids.int(), val, shape, check_invariants=False)
     A, At = csr(s.row_starts, s.latent[s.by_row], v[s.by_row], (batch, d_sae)), csr(s.latent_starts, s.row, v, (d_sae, batch))
     zero = csr(s.latent_starts, s.row, torch.zeros_like(v), (d_sae, batch))
-    both = bags(s.row, grad, s.latent_starts, w)
     out = torch.empty(batch, d_sae)
     sae = make_sae(SAEConfig('jumprelu', d_in, d_sae))
     adam = make_adam(sae, TrainConfig(10**9, lr=1e-12))
@@ -123,7 +138,7 @@ def part_pieces(a) -> list[dict]:
     pieces = {('encoder product', 'dense'): lambda: torch.mm(x, W.T, out=out),
         ('encoder product and search, in blocks', 'ours'): lambda: find_support(x, W.T, torch.zeros(d_sae), torch.full((d_sae,), low)),
         ('decode', 'embedding_bag'): lambda: bags(s.latent[s.by_row], W, s.row_starts, v[s.by_row]), ('decode', 'torch CSR'): lambda: A @ W,
-        ('gradient of the latents', 'embedding_bag'): lambda: torch.autograd.grad(both, w, W, retain_graph=True), ('gradient of the latents', 'torch CSR'): lambda: torch.sparse.sampled_addmm(zero, W, grad.T, beta=0.),
+        ('gradient of the latents', 'embedding_bag'): lambda: pair_products(s, W, grad), ('gradient of the latents', 'torch CSR'): lambda: torch.sparse.sampled_addmm(zero, W, grad.T, beta=0.),
         ('gradient of W_dec', 'embedding_bag'): lambda: bags(s.row, grad, s.latent_starts, v), ('gradient of W_dec', 'torch CSR'): lambda: At @ grad,
         ('gradient of W_enc', 'embedding_bag'): lambda: bags(s.row, x, s.latent_starts, v), ('gradient of W_enc', 'torch CSR'): lambda: At @ x,
         ('Adam, both matrices', 'torch, fused'): adam.step, ('unit norms', 'ours'): norms}
@@ -171,11 +186,12 @@ def part_curves(a) -> dict:
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--part', nargs='*', choices=('step', 'scaling', 'pieces', 'curves'), default=None, help='default: all (on a GPU: step)')
+    p.add_argument('--part', nargs='*', choices=('step', 'scaling', 'pieces', 'curves', 'before'), default=None, help='default: all (on a GPU: step)')
     p.add_argument('--rounds', type=int, default=9, help='steps of each contender that count')
     p.add_argument('--threads', type=int, default=os.cpu_count())
     p.add_argument('--device', default='cpu')
     p.add_argument('--precision', choices=('highest', 'high'), default='highest')
+    p.add_argument('--before', type=Path, default=None, help='an earlier checkout, for --part before')
     p.add_argument('--out', type=Path, default=None)
     p.add_argument('--pip-args', nargs='*', default=[], help='for the environments of the other libraries')
     a = p.parse_args()
@@ -186,6 +202,6 @@ if __name__ == '__main__':
         t = time.monotonic()
         rows = globals()[f'part_{part}'](a)
         d = read_json(out) if out.exists() else dict(format=1)
-        d[part] = dict(command=f"python benchmarks/train_step.py --part {part} --rounds {a.rounds} --threads {a.threads}" + (f' --device {a.device} --precision {a.precision}' if a.device != 'cpu' else ''),
+        d[part] = dict(command=f"python benchmarks/train_step.py --part {part} --rounds {a.rounds} --threads {a.threads}" + (' --before FOLDER' if part == 'before' else '') + (f' --device {a.device} --precision {a.precision}' if a.device != 'cpu' else ''),
             minutes=(time.monotonic() - t)/60, rounds=a.rounds, threads=a.threads, peers=PEERS, env=run_env(), rows=rows)
         write_json(out, d)

@@ -123,8 +123,8 @@ if __name__ == '__main__':
     answer(facts | dict(ready=memory('VmRSS:')))
     for line in sys.stdin:
         if cuda: torch.cuda.synchronize()
-        t = time.perf_counter()
+        t, c = time.perf_counter(), time.process_time()
         step()
         if cuda: torch.cuda.synchronize()
-        took = time.perf_counter() - t
-        answer(dict(seconds=took, peak=torch.cuda.max_memory_allocated()/2**30 if cuda else memory('VmHWM:')))
+        took, used = time.perf_counter() - t, time.process_time() - c
+        answer(dict(seconds=took, cpu_seconds=used, peak=torch.cuda.max_memory_allocated()/2**30 if cuda else memory('VmHWM:')))

@@ -113,7 +113,7 @@ def check_finite(
     site: str = '', # where they come from, for the message
 ) -> None:
     "Raise StreamError when a batch holds NaN or infinity, before an optimiser can eat it"
-    if bool(torch.isfinite(x).all()): return
+    if not x.numel() or all(math.isfinite(v) for v in torch.stack(x.aminmax()).tolist()): return # NaN is both
     where = f' of site {site}' if site else ''
     raise StreamError(f'non-finite activations in batch {step}{where}: nothing was trained on them; harvest again in '
         f'float32, or another site')
@@ -130,9 +130,29 @@ class RowAdam(torch.optim.Adam):
         self.columns.append((nn.Parameter(p.data.T), p))
         return self.columns[-1][0]
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for q, p in self.columns: q.grad = None if p.grad is None else p.grad.T.contiguous()
-        super().step()
+        for group in self.param_groups:
+            for p in group['params']:
+                if p.grad is not None: self.update(p, group)
+
+    def moments(self, p: Tensor, beta1: float) -> tuple[Tensor, Tensor, Tensor]: # mean, mean square, steps
+        "A parameter's memory; without momentum the mean of the gradients is the gradient, and nothing is kept"
+        s = self.state[p]
+        if 'step' not in s: s['step'] = torch.zeros((), dtype=torch.float32, device=p.device)
+        if 'exp_avg_sq' not in s: s['exp_avg_sq'] = torch.zeros_like(p)
+        if not beta1: s.pop('exp_avg', None)
+        elif 'exp_avg' not in s: s['exp_avg'] = torch.zeros_like(p)
+        return s.get('exp_avg', p.grad), s['exp_avg_sq'], s['step']
+
+    def update(self, p: Tensor, group: dict) -> None:
+        "One parameter, by the operation that torch's fused Adam calls"
+        beta1, beta2 = group['betas']
+        mean, square, steps = self.moments(p, beta1)
+        steps += 1
+        torch._fused_adam_([p], [p.grad], [mean], [square], [], [steps], lr=group['lr'], beta1=beta1, beta2=beta2,
+            weight_decay=0., eps=group['eps'], amsgrad=False, maximize=False)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)

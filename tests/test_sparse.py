@@ -6,7 +6,7 @@ from test_golden import GOLDEN, B, D, M, T
 import numpy as np
 from jumprelu_sae.core import SyntheticStream, UserError
 from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, make_sae, own_settings
-from jumprelu_sae.sparse import choose_path, find_support, find_topk, sparse_loss, support_share
+from jumprelu_sae.sparse import Screen, choose_path, find_support, find_topk, sparse_loss, support_share
 from jumprelu_sae.train import TrainConfig, Trainer, make_adam, train_saes
 
 root = Path(__file__).parent.parent
@@ -109,6 +109,23 @@ def test_golden_values_by_the_sparse_step():
         row = GOLDEN['values'][k]
         torch.testing.assert_close(v.detach().contiguous().ravel()[::row['every']], torch.tensor(row['value'], dtype=torch.float64), atol=GOLDEN['tolerance'], rtol=0)
 
+@pytest.mark.parametrize('estimator', ['ste', 'kde', 'input'])
+def test_a_screened_step_is_the_dense_one(estimator, monkeypatch):
+    "The pairs are looked for in bfloat16: values, gradients and who fired stay as they are in float32"
+    monkeypatch.setattr(Screen, 'pays', staticmethod(lambda x, n: True))
+    for seed in range(6):
+        sae = make_sae(SAEConfig('jumprelu', 48, 700, theta_init=.55, bandwidth=.01, coef=.05, estimator=estimator), seed)
+        g = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            sae.b_enc += .02*torch.randn(700, generator=g)
+            sae.W_enc *= 1 + torch.rand(700, generator=g)
+        x = torch.randn(90, 48, generator=g)/48**.5*(1 + torch.rand(90, 1, generator=g))
+        s, v = find_support(x, sae.W_enc, sae.b_enc, sae.support_threshold())
+        pre = torch.addmm(sae.b_enc, x, sae.W_enc)
+        assert 0 < len(s) < .06*pre.numel() and len(s) == int((pre > sae.support_threshold()).sum())
+        same(sae, x, None, 1e-5)
+
+
 def test_second_derivatives_are_refused():
     sae, x, _ = case('jumprelu', 3, torch.float64)
     g = torch.autograd.grad(sparse_loss(sae, x)['loss'], sae.W_dec, create_graph=True)[0]
@@ -201,7 +218,7 @@ def test_the_matrix_of_pre_activations_never_exists():
             nonlocal largest
             out = func(*args, **(kwargs or {}))
             for t in torch.utils._pytree.tree_leaves(out):
-                if isinstance(t, torch.Tensor): largest = max(largest, t.numel())
+                if isinstance(t, torch.Tensor) and t.layout == torch.strided: largest = max(largest, t.numel())
             return out
     with Watch(): sparse_loss(sae, x, block=256*400)['loss'].backward()
     assert largest < 256*4096/4

@@ -425,3 +425,19 @@ def test_threads_are_given_back():
     n = torch.get_num_threads()
     train_sae('topk', acts, d_sae=64, l0=4, batch=128, settings=Settings(progress=False, threads=n + 1))
     assert torch.get_num_threads() == n
+
+
+def test_a_checkpoint_with_a_mean_that_nobody_needs(tmp_path):
+    "Checkpoints written before hold Adam's mean of gradients also where beta1 is 0: they go on, to the same numbers"
+    from safetensors.torch import load_file
+    from jumprelu_sae.train import write_checkpoint
+    whole = quietly(trainer())
+    with pytest.raises(KeyboardInterrupt): quietly(trainer(), tmp_path, after_step=stop_at(7))
+    facts = read_json(tmp_path/'checkpoint.json')
+    tensors = load_file(tmp_path/facts['file'])
+    assert not any(k.endswith('/exp_avg') for k in tensors)
+    mean = {k.removesuffix('_sq'): torch.full_like(v, 7.) for k, v in tensors.items() if k.endswith('/exp_avg_sq')}
+    write_checkpoint(tmp_path, tensors | mean, {k: facts[k] for k in ('identity', 'step', 'stream', 'history', 'paths')})
+    again = quietly(trainer(), tmp_path)
+    assert again.tensors().keys() == whole.tensors().keys()
+    for k, v in whole.tensors().items(): assert torch.equal(v, again.tensors()[k]), k

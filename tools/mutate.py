@@ -411,7 +411,7 @@ MUTANTS += [
         "silent.add_(1).masked_fill_",
         TRAIN,
     ),
-    Mutant('NaN trained on', 'check_finite', 'train.py', "if bool(torch.isfinite(x).all()): return", "return", TRAIN),
+    Mutant('NaN trained on', 'check_finite', 'train.py', "if not x.numel() or all(", "if True or all(", TRAIN),
     Mutant(
         'batch unlike the settings',
         'Trainer.batch',
