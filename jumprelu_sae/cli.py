@@ -268,13 +268,15 @@ def reproduce(
     dtype:str='auto', # number format of the model: auto, float32 or bfloat16
     path:str='auto', # training steps: dense, sparse (the same gradients), or auto: whichever is faster
     threads:int=None, # of the processor
+    workers:int=None, # processes that train SAEs (default: on a CPU one a core)
     quiet:bool=False, # no progress bars
 ):
     "Text → activations → SAEs → evidence → report. Stop it at any time; the same command goes on"
     p = get_preset(preset, model=model, corpus=corpus, site=site, n_train=tokens)
     changed = [str(v).replace('/', '_').replace(':', '_') for v in (model, corpus, site, tokens) if v is not None]
     out = out or Path('reports')/'-'.join([preset, *changed])
-    settings = Settings(device=device, dtype=dtype, path=path, threads=threads, progress=not quiet, out=out)
+    settings = Settings(device=device, dtype=dtype, path=path, threads=threads, workers=workers,
+        progress=not quiet, out=out)
     reproduce_preset(p, settings=settings, say=print)
 
 def tune(

@@ -6,8 +6,8 @@
 __all__ = ['log', 'ARCHITECTURES', 'AUXK', 'PENALTIES', 'SAELENS', 'Architecture', 'architecture', 'look', 'in_order',
            'SAEConfig', 'own_settings', 'init_decoder', 'Selection', 'SAE', 'register', 'ReLUConfig', 'ReLUSAE',
            'GatedConfig', 'GatedSAE', 'keep_largest', 'TopKConfig', 'TopKSAE', 'BatchTopKSAE', 'JumpReLUKDE',
-           'jumprelu_kde', 'JumpReLUConfig', 'JumpReLUSAE', 'make_sae', 'folded', 'finished_copy', 'training_copy',
-           'for_saelens', 'save_sae', 'for_saelens_name', 'sae_folder', 'read_sae_config', 'load_sae']
+           'jumprelu_kde', 'JumpReLUConfig', 'JumpReLUSAE', 'make_sae', 'folded', 'finished_copy', 'with_unit_rows',
+           'training_copy', 'for_saelens', 'save_sae', 'for_saelens_name', 'sae_folder', 'read_sae_config', 'load_sae']
 
 # %% ../nbs/04_sae.ipynb #b4c8262c
 import copy, logging, math
@@ -860,13 +860,31 @@ def finished_copy(
     new.metadata, new.finished = given | dict(jumprelu_sae=ours), True
     return new.requires_grad_(False)
 
+@torch.no_grad()
+def with_unit_rows(
+    sae: SAE, # decoder rows of any norm; changed in place
+) -> SAE: # the same reconstruction; training would bring the rows to unit norm without telling the encoder
+    "Row norms go into the encoder and the threshold; UserError where the ranking of latents would change"
+    norm = sae.W_dec.norm(dim=1)
+    if torch.allclose(norm, torch.ones_like(norm), atol=1e-4): return sae
+    if sae.selection or hasattr(sae, 'b_mag'):
+        raise UserError(f'{type(sae).__name__} whose decoder rows are not of unit norm: its rows cannot be brought '
+            f'there without changing which latents fire, so it cannot be trained further here')
+    norm = norm.clamp_min(1e-12)
+    sae.W_dec /= norm[:, None]
+    sae.W_enc *= norm
+    sae.b_enc *= norm
+    if hasattr(sae, 'set_threshold'): sae.set_threshold(sae.threshold*norm)
+    return sae
+
 def training_copy(
     sae: SAE, # finished
     scaler: Scaler, # of the activations on which it shall be trained further
 ) -> SAE: # takes scaled activations
     "A finished SAE in scaled units again, to be trained further"
     if not sae.finished: raise UserError('this SAE is in training already')
-    return folded(sae, Scaler(-scaler.mean/scaler.scale, 1/scaler.scale)).train()
+    new = folded(sae, Scaler(-scaler.mean/scaler.scale, 1/scaler.scale)).train()
+    return with_unit_rows(new) if new.unit_norm else new
 
 # %% ../nbs/04_sae.ipynb #5641fab2
 def for_saelens(sae: SAE) -> tuple[str, dict, dict]:  # SAELens' name of the architecture; tensors; further settings
@@ -936,8 +954,13 @@ def _from_saelens(sae: SAE, t: dict, pre_bias: bool = False) -> None:
     "Fill an SAE with tensors of SAELens' names"
     t = dict(t)
     if 'b_gate' in t: t['b_enc'] = t.pop('b_gate')
-    if pre_bias: t['b_enc'] = (t['b_enc'].double() - t['b_dec'].double() @ t['W_enc'].double()).to(t['b_enc'].dtype)
-    if 'threshold' in t and isinstance(sae, JumpReLUSAE): t['theta_param'] = t.pop('threshold')
+    if pre_bias:
+        shift = t['b_dec'].double() @ t['W_enc'].double()
+        t['b_enc'] = (t['b_enc'].double() - shift).to(t['b_enc'].dtype)
+        if 'b_mag' in t:
+            t['b_mag'] = (t['b_mag'].double() - shift*t['r_mag'].double().exp()).to(t['b_mag'].dtype)
+    # theirs is relu(pre) where pre > threshold: below zero it is a ReLU
+    if 'threshold' in t and isinstance(sae, JumpReLUSAE): t['theta_param'] = t.pop('threshold').clamp_min(0)
     if 'threshold' in t: t |= dict(threshold=t['threshold'][0], n_seen=torch.tensor(1))
     sae.load_state_dict({k: v.to(sae.state_dict()[k].dtype) for k, v in t.items()})
 
@@ -1027,7 +1050,12 @@ def load_sae(
     ours = meta.get('jumprelu_sae') or {}
     if not isinstance(ours, dict) or ours and ours.get('format') != 2:
         raise UserError(f'{folder}/cfg.json is of another format: load it with the version that wrote it')
-    sae = make_sae(_own_config(ours, cfg, cfg['architecture'], folder / 'cfg.json'))
+    conf = _own_config(ours, cfg, cfg['architecture'], folder / 'cfg.json')
+    weights = folder / 'sae_weights.safetensors'
+    if weights.is_file() and 2 * 2 * conf.d_in * conf.d_sae > weights.stat().st_size:  # two matrices, 2 bytes a number
+        size = f'd_in={conf.d_in}, d_sae={conf.d_sae}'
+        raise UserError(f'{weights} is missing or damaged (too small for {size} of cfg.json): fetch it again')
+    sae = make_sae(conf)
     want = {k: tuple(v.shape) for k, v in for_saelens(sae)[1].items()}
     t = _read_weights(folder / 'sae_weights.safetensors', want, ours.get('sha256'))
     _from_saelens(sae, t, cfg.get('apply_b_dec_to_input', True))
