@@ -504,13 +504,14 @@ def plot_frontier(
     return ax
 
 def _l0_axis(ax, l0):
-    "A logarithmic L0 axis with powers of two for ticks"
+    "A logarithmic L0 axis with powers of two for ticks, and numbers between them where the range is short"
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
     ax.set_xscale('log')
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.xaxis.set_major_locator(FixedLocator([2.**i for i in range(-4, 15) if 2**i*1.6 > l0.min()
-        and 2**i/1.6 < l0.max()]))
+    between = (1., 1.25, 1.5, 1.75) if l0.max() < 4*l0.min() else (1.,)
+    ticks = [2.**i*b for i in range(-4, 15) for b in between]
+    ax.xaxis.set_major_locator(FixedLocator([v for v in ticks if v*1.6 > l0.min() and v/1.6 < l0.max()]))
     ax.set_xlabel(METRICS['l0'].label)
     ax.grid(alpha=.25)
 
