@@ -518,7 +518,8 @@ class Pool:
         return [self.results[i] for i in range(len(self.names))]
 
     def next(self, w: Worker) -> None: # its next task, or its end
-        if self.waiting: w.give(self.waiting.pop(0))
+        on = not (w.left or self.stop or self.failure)  # else whoever has just finished gets nothing more
+        if self.waiting and on: w.give(self.waiting.pop(0))
         else: w.leave()
 
     def fail(self, error: Exception) -> None: # the first one counts
