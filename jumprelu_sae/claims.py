@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAIN', 'LONG', 'AT_STEP', 'VERDICTS', 'METRICS_COMPARED', 'MARGIN', 'PAPER', 'PITH', 'BIG', 'SMALL', 'RUN',
-           'FRONTIER', 'PLACES', 'ZERO', 'SIZE', 'LETTER', 'CLAIMS', 'Evidence', 'Finding', 'Claim', 'long_run',
-           'combine', 'lower_error', 'not_worse', 'higher_error', 'dense_latents', 'estimator', 'learning_theta',
-           'who_receives', 'derived_and_ablated', 'seeds_and_splits', 'unjudged', 'judged', 'write_claims',
-           'claim_table', 'place_rows', 'negative', 'spent']
+           'FRONTIER', 'PLACES', 'ZERO', 'SIZE', 'LETTER', 'CLAIMS', 'FRONT', 'Evidence', 'Finding', 'Claim',
+           'long_run', 'combine', 'lower_error', 'not_worse', 'higher_error', 'dense_latents', 'estimator',
+           'learning_theta', 'who_receives', 'derived_and_ablated', 'seeds_and_splits', 'unjudged', 'judged',
+           'write_claims', 'claim_table', 'findings', 'place_rows', 'news', 'negative', 'spent']
 
 # %% ../nbs/45_claims.ipynb #6c8bf980
 import math
@@ -18,6 +18,7 @@ from typing import Callable
 
 from .core import Result, UserError, read_json, write_json
 from .frontier import BASELINES, SUBJECT, falsifier, opponents
+from .intervals import METRICS
 from .sae import look
 
 # %% ../nbs/45_claims.ipynb #5a664483
@@ -49,11 +50,12 @@ class Evidence:
 class Finding:
     "What the evidence says of a claim"
     value: str              # our value in words, with its uncertainty
-    verdict: str            # held, partly, not, undecided, not testable here, not yet tested
+    verdict: str            # one of VERDICTS
     n: str = ''             # of what
     minutes: float|None = None # of computing
     device: str = ''        # where
     numbers: dict|None = None # what the words were made from
+    short: str = ''         # the value in a few words, for a table
 
 @dataclass(frozen=True)
 class Claim:
@@ -92,14 +94,15 @@ def _long_result(d: dict) -> Result: # of one file of results/long
     config = dict(arch=arch, seed=d['seed'], target=d['sae']['k' if arch == 'topk' else 'coef'])
     return Result(d['name'], config, look['test'] | look['delta'], look['sums'] | look['delta_sums'], {})
 
-VERDICTS = ('held', 'partly', 'not', 'undecided', 'not testable here', 'not yet tested')
+# the falsifier's words where it decides; 'refuted' is bad news for the paper in every row but F
+VERDICTS = ('held', 'partly', 'refuted', 'undecided', 'not testable here', 'not yet tested')
 
 # %% ../nbs/45_claims.ipynb #b6bda418
 def combine(
     verdicts: list[str], # of the falsifier: 'held', 'refuted', 'undecided'
 ) -> str: # one of VERDICTS
     "One word for several comparisons"
-    if 'refuted' in verdicts: return 'not'
+    if 'refuted' in verdicts: return 'refuted'
     if set(verdicts) == {'held'}: return 'held'
     return 'partly' if 'held' in verdicts else 'undecided'
 
@@ -108,7 +111,15 @@ METRICS_COMPARED = ('fvu', 'delta_lm_loss') # those that the claims are about
 def _found(e: Evidence, run: str, vs: list, verdict: str, **more) -> Finding: # of comparisons made in a run
     d = e.run(run)
     n = f"{len(d['preset']['seeds'])} seeds, {max(v.n_docs for v in vs)} documents"
+    more |= dict(short='; '.join(map(_short, vs)))
     return Finding(' '.join(v.sentence for v in vs), verdict, n, e.minutes(run), d['env']['device'], **more)
+
+def _short(v) -> str: # a comparison in a few words
+    m = METRICS[v.metric]
+    if v.area is None: return 'no L0 in common'
+    def said(x): return f'{100*math.expm1(x):+.1f} %' if m.log else f'{x:+.3f}'
+    interval = f' [{said(v.both[0])}, {said(v.both[1])}]' if v.both else ''
+    return f"{m.short} {said(v.area)}{interval}{'' if m.log else f' {m.unit}'}"
 
 def lower_error(
     *baselines: str,            # architectures
@@ -142,7 +153,7 @@ def not_worse(
         ok = [v.both is not None and v.both[1] < MARGIN[v.metric] for v in vs]
         worse = [v.both is not None and v.both[0] > MARGIN[v.metric] for v in vs]
         verdict = 'held' if all(ok) else 'partly' if any(ok) else 'undecided'
-        if any(worse): verdict = 'not'
+        if any(worse): verdict = 'refuted'
         numbers = {v.metric: dict(area=v.area, both=v.both, margin=MARGIN[v.metric]) for v in vs}
         return _found(e, run, vs, verdict, numbers=numbers)
     return judge
@@ -162,7 +173,7 @@ def higher_error(
         v = falsifier(e.results(run), SUBJECT, baseline, 'fvu')
         at = [dict(l0=l, low=a, high=b) for l, a, b in zip(v.l0s, v.band_los, v.band_his)
             if a is not None and a > 0]
-        verdict = {'refuted': 'held', 'held': 'not'}.get(v.verdict, 'undecided')
+        verdict = {'refuted': 'held', 'held': 'refuted'}.get(v.verdict, 'undecided')
         if at and verdict != 'held': verdict = 'partly'
         said = f"{_places_above(at, v)}; over the whole range: {v.sentence.partition(': ')[2]}"
         n = f'{len(v.seeds)} seeds, {v.n_docs} documents'
@@ -203,9 +214,10 @@ def dense_latents(
         if not rows: return Finding('no common L0', 'undecided')
         more = [y > g for *_, y, g in rows]
         said = '; '.join(f'{a} at L0 {l:.0f}: {100*y:.2f} % against {100*g:.2f} %' for a, l, y, g in rows)
-        verdict = 'held' if all(more) else 'not' if not any(more) else 'partly'
+        short = f'more at {sum(more)} of {len(more)} sparsities'
+        verdict = 'held' if all(more) else 'refuted' if not any(more) else 'partly'
         n = f"{len(rows)} comparisons, {len(d['preset']['seeds'])} seeds"
-        return Finding(said, verdict, n, e.minutes(run), d['env']['device'], dict(rows=rows))
+        return Finding(said, verdict, n, e.minutes(run), d['env']['device'], dict(rows=rows), short)
     return judge
 
 # %% ../nbs/45_claims.ipynb #da3e61fc
@@ -218,8 +230,8 @@ def estimator(e: Evidence) -> Finding: # a judge
     spans = ', '.join(f'{min(v):.2f} to {max(v):.2f} ({k})' for k, v in orders.items())
     said = f"largest deviation {worst:.1f} standard errors in {len(d['rows'])} comparisons; order of the bias {spans}"
     n = f"{len({r['world'] for r in d['rows']})} worlds, {d['examples']:,} examples"
-    return Finding(said, 'held' if ok else 'not', n, d['seconds']/60, d['env']['device'],
-        dict(worst=worst, orders=orders))
+    return Finding(said, 'held' if ok else 'refuted', n, d['seconds']/60, d['env']['device'],
+        dict(worst=worst, orders=orders), f'at most {worst:.1f} standard errors off; bias of order {spans}')
 
 def _spread(v): return (sum((x - _mean(v))**2 for x in v)/(len(v) - 1)/len(v))**.5  # standard error of the mean
 
@@ -235,9 +247,10 @@ def learning_theta(
     a, b = rows('JumpReLU + L0, STE'), rows('JumpReLU, θ fixed')
     gap, se = _mean(a)/_mean(b) - 1, (_spread(a)**2 + _spread(b)**2)**.5/_mean(b)
     said = f'FVU at L0 = 32 of learnt against fixed thresholds: {100*gap:+.1f} % ± {100*se:.1f} % (standard error)'
-    verdict = 'held' if gap < -3*se else 'not' if gap > 3*se else 'undecided'
+    verdict = 'held' if gap < -3*se else 'refuted' if gap > 3*se else 'undecided'
     minutes = sum(r['seconds'] for r in d['rows'].values())/60
-    return Finding(said, verdict, f'{len(a)} seeds each', minutes, d['env']['device'], dict(gap=gap, se=se))
+    return Finding(said, verdict, f'{len(a)} seeds each', minutes, d['env']['device'], dict(gap=gap, se=se),
+        f'FVU {100*gap:+.1f} % ± {100*se:.1f} % (standard error)')
 
 def who_receives(e: Evidence) -> Finding: # a judge
     "Is the answer there, and would a test notice another one?"
@@ -247,7 +260,7 @@ def who_receives(e: Evidence) -> Finding: # a judge
     said = 'a table in 02_ste says it for every variable and both terms'
     said += f"; of {len(leaks)} mutants that send the pseudo-derivative to z, {noticed[0]} were noticed by tests"
     said += f" (of {len(d['rows'])} mutants of all kinds, {noticed[1]})"
-    verdict = 'held' if leaks and all(r['red'] for r in leaks) else 'not'
+    verdict = 'held' if leaks and all(r['red'] for r in leaks) else 'refuted'
     return Finding(said, verdict, f'{len(leaks)} mutants', d['seconds']/60, d['env']['device'])
 
 def derived_and_ablated(e: Evidence) -> Finding: # a judge
@@ -261,7 +274,7 @@ def seeds_and_splits(e: Evidence) -> Finding: # a judge
     d = e.run()
     n = len(d['preset']['seeds'])
     parts = ', '.join(f"{k} {v['documents']:,} documents" for k, v in d['facts']['parts'].items())
-    return Finding(f'{n} seeds; {parts}', 'held' if n >= 3 else 'not')
+    return Finding(f'{n} seeds; {parts}', 'held' if n >= 3 else 'refuted')
 
 def unjudged(why: str, verdict: str = 'not yet tested') -> Callable: # a judge that does not judge
     return lambda e: Finding(why, verdict)
@@ -409,6 +422,26 @@ def claim_table(
     "The same for reading"
     return [{k: r[k] for k in columns} for r in rows]
 
+# %% ../nbs/45_claims.ipynb #5a450001
+FRONT = {  # rows of the front page -> the claim in a few words, and the regime it was judged in
+    'C2': ('the estimators have the expectation they should have', 'three worlds of known gradient'),
+    'C4': ('lower error than TopK at equal L0', '1M tokens, 3 seeds'),
+    'C3': ('lower error than Gated at equal L0', '1M tokens, 3 seeds'),
+    'B1': ('lower error than BatchTopK at equal L0', '1M tokens, 3 seeds'),
+    'C2b': ('learned thresholds beat fixed ones', '250 thousand tokens, L0 32'),
+    'P2': ('more dense latents than Gated (JumpReLU, TopK)', '1M tokens, 3 seeds'),
+    'P4': ('latents about as interpretable as Gated’s and TopK’s', '250 thousand tokens, 3 seeds'),
+    'R3': ('latents as causally relevant as the baselines’', '250 thousand tokens, 3 seeds')}
+
+def findings(
+    rows: list[dict], # of claims.json
+) -> list[dict]: # claim, verdict, found, regime
+    "What was found, short enough for a front page"
+    by_id = {r['id']: r for r in rows}
+    def row(i): return dict(claim=FRONT[i][0], verdict=by_id[i]['verdict'], found=by_id[i]['short'] or by_id[i]['value'],
+        regime=FRONT[i][1])
+    return [row(i) for i in FRONT]
+
 # %% ../nbs/45_claims.ipynb #f3a7a293
 def place_rows(
     evidence: Evidence, # the files
@@ -437,9 +470,14 @@ def _spans(rows: dict, name: str, key: str) -> str: # 'least to largest (n)' of 
     v = [r[key] for k, r in rows.items() if k.rsplit(', seed', 1)[0] == name]
     return f"{min(v):.3g} to {max(v):.3g} (n = {len(v)})" if v else 'no row'
 
-def _against_us(r: dict) -> bool: # is this row of claims.json bad news? For the falsifier, 'not' is good news
-    if r['id'] == 'F': return r['verdict'] not in ('undecided', 'not')
-    return r['verdict'] == 'not'
+def news(
+    row: dict, # of claims.json
+) -> str:      # 'good', 'bad', 'mixed' or 'open'
+    "What a verdict means for the paper; the falsifier F is the one row where 'refuted' is good news"
+    falsifies = row['id'] == 'F'
+    kinds = dict(held='bad' if falsifies else 'good', refuted='good' if falsifies else 'bad')
+    kinds |= dict(partly='bad' if falsifies else 'mixed', undecided='mixed')
+    return kinds.get(row['verdict'], 'open')
 
 def negative(
     evidence: Evidence, # the files
@@ -447,7 +485,7 @@ def negative(
     "Claims that did not hold, and ideas that brought nothing"
     out = []
     for r in evidence.json('claims.json')['rows']:
-        if _against_us(r): out.append(dict(what=f"{r['id']}: {r['wording']}", seen=r['verdict'], file='claims.json'))
+        if news(r) == 'bad': out.append(dict(what=f"{r['id']}: {r['wording']}", seen=r['verdict'], file='claims.json'))
     rows = {n: evidence.json(f'recipe/{n}.json')['rows'] for n in ('paper', 'ingredients', 'ablation')}
     def add(what, file, name):
         seen = f"L0 {_spans(rows[file], name, 'l0')}, FVU {_spans(rows[file], name, 'fvu')}"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUBJECT', 'BASELINES', 'TRUTHS', 'opponents', 'synthetic_results', 'resampled', 'frontier_table', 'write_csv',
            'text_table', 'html_table', 'at_l0', 'common_seeds', 'Verdict', 'falsifier', 'sign_flip', 'uniform_distance',
-           'paired_test', 'confusion', 'equal_l0_table', 'wide_table', 'plot_frontier', 'frontier_figure', 'verdicts',
-           'verdict_table']
+           'paired_test', 'confusion', 'equal_l0_table', 'wide_table', 'plot_frontier', 'frontier_figure',
+           'plot_difference', 'verdicts', 'verdict_table']
 
 # %% ../nbs/31_frontier.ipynb #83ab833f
 import csv, html, itertools, math
@@ -150,6 +150,16 @@ def _cell(v):
     if v is None or v != v: return '–'
     return f'{v:.4g}' if isinstance(v, float) else str(v)
 
+def _is_numbers(rows, c): return all(isinstance(r.get(c), (int, float, type(None))) for r in rows)
+
+def _equal_digits(column):
+    "Cells of a column: four digits of its largest number, and as many decimals for all, unless that hides the smallest"
+    sizes = [abs(v) for v in column if isinstance(v, float) and 0 < abs(v) < math.inf]
+    if not sizes: return [_cell(v) for v in column]
+    decimals = max(0, 3 - math.floor(math.log10(max(sizes))))
+    if min(sizes) < 10.**-decimals: return [_cell(v) for v in column]
+    return [f'{v:.{decimals}f}' if isinstance(v, float) and math.isfinite(v) else _cell(v) for v in column]
+
 def write_csv(
     rows: list[dict],  # as from `frontier_table`; a missing key leaves its field empty
     path: str|Path,    # file to write, aside and renamed
@@ -167,7 +177,7 @@ def text_table(
     "Rows for a terminal"
     columns = columns or _columns(rows)
     cols = [[c] + [_cell(r.get(c)) for r in rows] for c in columns]
-    right = [all(isinstance(r.get(c), (int, float, type(None))) for r in rows) for c in columns]
+    right = [_is_numbers(rows, c) for c in columns]
     cols = [[(v.rjust if n else v.ljust)(max(map(len, col))) for v in col] for n, col in zip(right, cols)]
     return '\n'.join('  '.join(line).rstrip() for line in zip(*cols))
 
@@ -175,10 +185,13 @@ def html_table(
     rows: list[dict],               # as from `frontier_table`
     columns: list[str]|None = None, # which, in which order; None for all
 ) -> str:                           # a `<table>`, everything escaped
-    "Rows for a web page"
+    "Rows for a web page: numbers to the right with equally many decimals, words to the left"
     columns = columns or _columns(rows)
-    def line(tag, values): return '<tr>' + ''.join(f'<{tag}>{html.escape(v)}</{tag}>' for v in values) + '</tr>'
-    body = [line('td', [_cell(r.get(c)) for c in columns]) for r in rows]
+    sides = ['right' if _is_numbers(rows, c) else 'left' for c in columns]
+    def line(tag, values):
+        cells = (f'<{tag} style="text-align:{s}">{html.escape(v)}</{tag}>' for s, v in zip(sides, values))
+        return '<tr>' + ''.join(cells) + '</tr>'
+    body = [line('td', cells) for cells in zip(*(_equal_digits([r.get(c) for r in rows]) for c in columns))]
     return '\n'.join(['<table>', line('th', columns), *body, '</table>'])
 
 # %% ../nbs/31_frontier.ipynb #d44c431d
@@ -544,6 +557,32 @@ def _caption(results, have):
     seeds = f'Thick pale bars: 95 % interval over {s} seeds, Student’s t; dots: single seeds.'
     if s == 1: seeds = 'One seed, about which the bars say nothing.'
     return f"Held out: {', '.join(of.values())}.\nThin bars: 95 % interval over documents, resampled. {seeds}"
+
+# %% ../nbs/31_frontier.ipynb #5a1f0002
+def plot_difference(
+    results: list[Result],   # runs, judged on the same documents
+    metric: str = 'fvu',     # key of METRICS
+    a: str = SUBJECT,        # of which architecture
+    rivals: tuple|None = None, # against these; None: all others
+    ax = None,               # matplotlib axes; None makes a figure
+    n_boot: int = 1000,      # draws
+):                           # the axes
+    "How far `a` lies from each rival at equal L0, with a simultaneous 95 % band"
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(5, 3.6), layout='constrained')[1]
+    m, seen = _with_sums(metric), []
+    def shown(values): return 100*np.expm1(values) if m.log else values
+    for b in rivals or opponents(results):
+        v, how = falsifier(results, a, b, metric, n_boot=n_boot), look(b)
+        if v.area is None: continue  # no L0 in common
+        l0, d, lo, hi = (np.array(x, float) for x in (v.l0s, v.values, v.band_los, v.band_his))
+        ax.plot(l0, shown(d), color=how.color, lw=1.5, label=how.label)
+        ax.fill_between(l0, shown(lo), shown(hi), color=how.color, alpha=.15, lw=0)
+        seen.append(l0[np.isfinite(d)])
+    ax.axhline(0, color='k', lw=.8, ls=':')
+    if seen: _l0_axis(ax, np.concatenate(seen))
+    ax.set(ylabel=f"{m.short}, {look(a).label} against rival ({'%' if m.log else m.unit})")
+    return ax
 
 # %% ../nbs/31_frontier.ipynb #1e377b3a
 def verdicts(

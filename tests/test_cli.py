@@ -153,8 +153,10 @@ def test_report_executes_and_fetches_nothing(capsys):
     printed = '\n'.join(lines)
     assert "Is JumpReLU's error higher than TopK's" in printed and 'report: out/report.html' in printed and reproduction.NOTHING in printed
     page, nb = Path('out/report.html').read_text(), json.loads(Path('out/report.ipynb').read_text())
-    assert page.count('data:image/png') == 2 and 'JumpReLU</td>' in page
+    assert page.count('data:image/png') == 3 and 'JumpReLU</td>' in page and page.count(' alt="No desc') == 0
     assert not re.search(r'(src|href)="https?:', page) and '<script' not in page and "['" not in page
+    anchors, links = re.findall(r'id="([a-z0-9-]+)"', page), re.findall(r'href="#([^"]+)"', page)
+    assert len(links) > 10 and set(links) <= set(anchors) and page.count('<details open>') == 3 and 'Only a rehearsal' in page
     assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
     assert Path('out/frontier.png').exists() and Path('out/frontier.csv').read_text().count('\n') == 5
     about = page.partition('Claim by claim')[0] + page.partition('Departures from the paper')[2].partition('What went against us')[0]

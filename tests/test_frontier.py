@@ -318,8 +318,8 @@ def test_tables(tmp_path):
     assert [float(r['delta_lm_loss_hi']) for r in back] == [r['delta_lm_loss_hi'] for r in rows]
     bare = frontier_table([Result('x', dict(arch='relu'), dict(l0=1., fvu=.5), env={})])
     assert bare == [dict(name='x', arch='relu', target=None, seed=None, l0=1., fvu=.5)] and '–' in text_table(bare)
-    assert '<td>a&amp;&lt;script&gt;</td>' in html_table([dict(n='a&<script>')])
-    assert '<th>n</th>' in html_table([dict(n=1)])
+    assert '>a&amp;&lt;script&gt;</td>' in html_table([dict(n='a&<script>')])
+    assert '<th style="text-align:right">n</th>' in html_table([dict(n=1)])
     assert len({len(l) for l in text_table([dict(a=1, b=2.5), dict(a=100, b=None)]).splitlines()}) == 1
 
 def test_equal_l0_table():

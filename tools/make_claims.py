@@ -1,8 +1,15 @@
 #!/usr/bin/env python3
-"Judge every claim from the files in results/ and write results/claims.json (see nbs/45_claims.ipynb)"
+"Judge every claim from results/: writes results/claims.json (see nbs/45_claims.ipynb) and the figure of the front page"
 from pathlib import Path
-from jumprelu_sae.claims import write_claims
+import matplotlib
+matplotlib.use('agg')
+from jumprelu_sae.claims import Evidence, write_claims
+from jumprelu_sae.core import writing
+from jumprelu_sae.reproduction import first_figure, main_run
 
 if __name__ == '__main__':
-    for r in write_claims(Path(__file__).resolve().parent.parent/'results'):
+    root = Path(__file__).resolve().parent.parent
+    for r in write_claims(root/'results'):
         print(f"{r['id']:4} {r['verdict']:18} {r['wording'][:90]}")
+    figure = first_figure(main_run(Evidence(root/'results')))
+    with writing(root/'nbs'/'images'/'findings.png') as p: figure.savefig(p, dpi=110, format='png')
