@@ -468,7 +468,7 @@ def badge(
     return f'<span class="js-badge js-{news(row)}">{html.escape(text)}{html.escape(row["verdict"])}</span>'
 
 QUESTION = "Is JumpReLU's reconstruction error lower than its rivals' at equal sparsity?"
-SHOWN = ('C1', 'C2', 'C3', 'C4', 'P1', 'P2', 'P4', 'F', 'R3')  # claims with a badge on the first screen
+SHOWN = ('C1', 'C2', 'C3', 'C4', 'P1', 'P2', 'P4', 'F', 'R3b')  # claims with a badge on the first screen
 
 def first_screen(
     run: Run,             # a finished run
