@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jumprelu_sae.activations import activations
-from jumprelu_sae.core import Settings, read_json, run_env, write_json
+from jumprelu_sae.core import Settings, UserError, read_json, run_env, write_json
 from jumprelu_sae.floors import half_directions, random_dictionary, rerandomised, soft_frozen
 from jumprelu_sae.interpret import (DENOMINATORS, MARGIN, by_frequency, common_l0, compare, described, explain, firings,
     matched_scores, mean_score, read_scores, saved_saes, score_draws, score_sae)
@@ -157,7 +157,8 @@ def verdicts(saes, archs):
             for score in ('r3', 'auprc'):
                 for where, l0s in (('common', None), ('32', [32.]), ('64', [64.])):
                     if l0s and not (covered(saes, a, l0s[0]) and covered(saes, b, l0s[0])): continue
-                    v = compare(saes, a, b, which, l0s, score=score)
+                    try: v = compare(saes, a, b, which, l0s, score=score)
+                    except UserError: continue   # nothing in common yet
                     if not math.isfinite(v['difference']): continue
                     out.append(dict(where=where, score=score) | clean(v))
     return out
