@@ -105,14 +105,14 @@ def main(folders):
         acts = held_out(sae, n_test=N_TEST)
         data = dict(weights=sha256(Path(folder)/'sae_weights.safetensors'), text=acts.tokens['test'].sha)
         key = fingerprint(data | dict(at_least=AT_LEAST, random=N_RANDOM))
+        if not k and (not (OUT/'book.json').exists() or read_json(OUT/'book.json').get('key') != key):
+            six = dashboard(sae, acts, 'spread', n_top=10, each=3)
+            write_book(six, OUT/'book.json', RULE, f'python benchmarks/latents.py {name}', key)
+            print('written: book.json', flush=True)
         made(OUT/f'{name}.json', key, lambda: dict(name=name) | looks(sae, acts, dashboard(sae, acts)))
         if k: continue
         made(OUT/'lens.json', fingerprint([acts.lm.identity(), acts.tokens['test'].sha, N_LENS, STEP]),
             lambda: lens(acts))
-        if not (OUT/'book.json').exists() or read_json(OUT/'book.json').get('key') != key:
-            six = dashboard(sae, acts, 'spread', n_top=10, each=3)
-            write_book(six, OUT/'book.json', RULE, f'python benchmarks/latents.py {name}', key)
-            print('written: book.json', flush=True)
 
 
 if __name__ == '__main__': main(sys.argv[1:])
