@@ -822,14 +822,17 @@ def latents_figure(
     import matplotlib.pyplot as plt
     n, columns = len(b.latents), 2
     lines = strongest + max(len(c.groups) for c in b.latents)
-    width, height, edge = 13, .2*(lines + 4)*-(-n//columns), 8
+    width, height, edge = 13, .2*(lines + 3.4)*-(-n//columns) + .9, 8
     fig, axs = plt.subplots(-(-n//columns), columns, figsize=(width, height), squeeze=False)
-    fig.subplots_adjust(left=.005, right=.995, top=1 - .3/height, bottom=.05/height, wspace=.02, hspace=.1)
+    fig.subplots_adjust(left=.005, right=.995, top=1 - .62/height, bottom=.32/height, wspace=.02, hspace=.16)
+    fig.suptitle(f'What do {n} latents look like that nobody picked?', fontsize=12, y=1 - .1/height, va='top')
+    fig.text(.005, .08/height, 'Left of each text: the activation of the bold token. Above the line the strongest texts, below it '
+        "one from each fifth of the latent's firings. Shade: activation as a share of the largest.", fontsize=8)
     size = 72*width*axs[0, 0].get_position().width/(room + edge)/.602   # a letter of this font is .602 wide
     for ax in axs.flat: ax.axis('off')
     for ax, c in zip(axs.flat, b.latents):
         texts = c.top[:strongest] + [g[len(g)//2] for g in c.groups if g]
-        ax.set(xlim=(-edge, room), ylim=(lines + 1.2, -1.4))
+        ax.set(xlim=(-edge, room), ylim=(lines + 1.2, -.6))
         for y, e in enumerate(texts):
             y = y + .5*(y >= strongest)
             ax.text(-1.5, y, f'{e.values[e.hit]:.3g}', fontsize=7, va='center', ha='right')
@@ -843,5 +846,7 @@ def latents_figure(
 def shown_plain(
     token: str, # from a list
 ) -> str:       # for a figure, where nothing needs escaping
-    "A listed token without HTML's escapes; letters that the figure's font lacks become a box's outline"
-    return html.unescape(shown(token, True))
+    "A listed token without HTML's escapes; a letter that the figure's font lacks becomes a box"
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return ''.join(c if ord(c) in known else '□' for c in html.unescape(shown(token, True)))
