@@ -254,8 +254,8 @@ def train_group(
     def train(part, tr):
         nonlocal n, sparse
         what = f'{group[0].arch} seed {group[0].seed}' if len(part) > 1 else part[0].name
-        train_saes(tr, folder, settings.save_every, settings.progress, what, after_step)
-        tr.save(folder)  # so that a kill between two finished SAEs loses nothing
+        # the last checkpoint, so that a kill between two finished SAEs loses nothing; one alone is kept at once
+        train_saes(tr, folder, settings.save_every, settings.progress, what, after_step, at_end=len(part) > 1)
         for j in part: keep_finished(j, tr, acts, out)
         shutil.rmtree(folder)
         n, sparse = n + len(part), sparse + sum(tr.paths.sparse_steps(j.name, tr.step) for j in part)
