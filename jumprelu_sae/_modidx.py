@@ -991,6 +991,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'jumprelu_sae.probe.hours_of': ('probe.html#hours_of', 'jumprelu_sae/probe.py'),
                                     'jumprelu_sae.probe.layer_flops': ('probe.html#layer_flops', 'jumprelu_sae/probe.py'),
                                     'jumprelu_sae.probe.matrix_rate': ('probe.html#matrix_rate', 'jumprelu_sae/probe.py'),
+                                    'jumprelu_sae.probe.on_cards': ('probe.html#on_cards', 'jumprelu_sae/probe.py'),
                                     'jumprelu_sae.probe.on_paper': ('probe.html#on_paper', 'jumprelu_sae/probe.py'),
                                     'jumprelu_sae.probe.probe': ('probe.html#probe', 'jumprelu_sae/probe.py'),
                                     'jumprelu_sae.probe.probe_lines': ('probe.html#probe_lines', 'jumprelu_sae/probe.py'),

@@ -5,6 +5,7 @@ paths (supports, selections, dead latents) run, backwards too; an operation that
 CUDA does. (torch's own fake CUDA tensors have no backward pass in a build without CUDA, and no values.)"""
 import importlib, inspect, sys, types
 from collections import Counter
+from dataclasses import replace
 
 import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from jumprelu_sae.core import Scaler, TensorStream
 from jumprelu_sae.evaluate import evaluate_activations
 from jumprelu_sae.harvest import prepare
+from jumprelu_sae.presets import PRESETS
+from jumprelu_sae.probe import LiveBytes, step_bytes
 from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, load_sae, make_sae, own_settings
 from jumprelu_sae.sparse import has_sparse_step, sparse_loss
 from jumprelu_sae.stream import Buckets
@@ -285,6 +288,55 @@ def test_stream(made, kept):
             a, b = next(want)['x'], next(got)['x']
             assert isinstance(b, OnCard) == (kept == CARD) and torch.equal(back(b), a)
 
+
+def test_waits_do_not_grow_with_the_width():
+    "The card is waited for a few times a step, and not once a block of latents"
+    waits = {}
+    for m in (64, 640):
+        for arch in ('topk', 'jumprelu'):
+            with Card():
+                s = make_sae(SAEConfig(arch, D, m, **own_settings(arch, dict(k=4, bandwidth=.1, theta_init=.3)))).to(CARD)
+                opt, x = make_adam(s.train(), CFG), data(64).to(CARD)
+                counts.clear()
+                train_step(s, opt, x, 0, CFG, torch.zeros(m, dtype=torch.long, device=CARD), 'sparse')
+                waits[arch, m] = counts['waits']
+    assert waits['topk', 64] == waits['topk', 640] <= 12 and waits['jumprelu', 64] == waits['jumprelu', 640] <= 12, waits
+
+def measured_peak(name, d_in, d_sae, batch, beta1, path='dense', block=None):
+    "Bytes of a real step at its peak, everything that an SAE keeps included"
+    cfg = TrainConfig(batch*100, batch=batch, beta1=beta1, lr_warmup=.1, sparsity_warmup=.1)
+    with LiveBytes() as live:
+        s = make_sae(SAEConfig(name, d_in, d_sae, **own_settings(name, dict(k=8, theta_init=.35, bandwidth=.01)))).train()
+        opt, silent, x = make_adam(s, cfg), torch.zeros(d_sae, dtype=torch.long), torch.randn(batch, d_in)/d_in**.5
+        for i in range(2):
+            live.peak = live.now
+            train_step(s, opt, x, i, cfg, silent, path)
+    return live.peak
+
+@pytest.mark.parametrize('name', ['relu', 'gated', 'topk', 'jumprelu'])
+def test_memory_foretold(name):
+    "What `step_bytes` finds on tensors without memory is what a real step holds; the sparse one holds less"
+    own = dict(jumprelu=dict(coef=6e-4), topk=dict(k=8)).get(name, dict(coef=6e-4))
+    setting = next(iter(own))
+    for beta1 in (0., .9):
+        p = replace(PRESETS['tiny'], d_sae=1024, batch=256, n_train=25_600, grid={name: (own[setting],)}, recipe='paper',
+            schedule=dict(beta1=beta1, lr_warmup=.1, sparsity_warmup=.1))
+        kept, peak = step_bytes(p, name, 64)
+        real = measured_peak(name, 64, 1024, 256, beta1)
+        assert abs(real - peak) < .1*peak, (real/peak, name)
+        s = make_sae(SAEConfig(name, 64, 1024, **own_settings(name, own)))
+        n = 4*sum(q.numel() for q in s.parameters())
+        assert kept == (3 + bool(beta1))*n      # weights, gradients, mean squares; a mean only where there is momentum
+    if name in ('topk', 'jumprelu'): assert measured_peak(name, 64, 1024, 256, 0., 'sparse') < peak
+
+def test_memory_of_the_largest():
+    "At (3,584, 131,072), batch 4,096: three numbers a weight are kept without momentum, and a step fits beside Gemma 2 9B"
+    kept, peak = step_bytes(PRESETS['gemma-2-9b'], 'jumprelu', 3584)
+    assert kept == 12*(2*3584*131_072 + 3584 + 2*131_072)
+    matrices = (peak - kept)/(4*4096*131_072)
+    assert 2 < matrices < 4, matrices               # (batch, d_sae) in float32, beyond what is kept
+    topk = step_bytes(PRESETS['gemma-2-9b'], 'topk', 3584)[1]
+    assert topk < peak and 2*kept + peak + 18.5e9 < 80e9    # three side by side and the model, on one card
 
 def judged_there(tmp): return judged(CARD, where=CARD)
 def judged_here(tmp): return judged(CARD)
