@@ -9,7 +9,7 @@ __all__ = ['JOINT', 'OtherFailed', 'Ranks', 'as_vector', 'average_gradients', 'j
            'pack_apart', 'harvest_share', 'open_shares']
 
 # %% ../nbs/22_distributed.ipynb #1a2ab905
-import contextlib, math, time
+import contextlib, math
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from .sites import Site
 from .sae import SAE, BatchTopKSAE, JumpReLUSAE
 from .sparse import SparseDecode, SparsePre, Support, find_topk, has_sparse_step, sparse_loss
 from .text import Document, Tokens, pack, worker_of
-from .train import (Paths, StreamError, TrainConfig, Trainer, Windows, check_finite, run_step, sole_writer,
+from .train import (Cadence, Paths, StreamError, TrainConfig, Trainer, Windows, check_finite, run_step, sole_writer,
     train_saes, write_checkpoint)
 
 # %% ../nbs/22_distributed.ipynb #168c89b0
@@ -380,10 +380,10 @@ class DistTrainer(Trainer):
         cfg: TrainConfig, # the run; `batch` is the joint one
         ranks: Ranks, # who takes part
         site: str = '', # where the activations come from, for messages
-        path: str = 'auto', # 'dense' or 'sparse' steps, or whichever is faster
+        path: str = 'auto', # 'dense' or 'sparse' steps, or whichever is faster; see `core.Settings`
     ):
         self.ranks, self._agreed, self.due, self.tokens = ranks, False, False, 0
-        self.save_every, self.saved = math.inf, time.monotonic()
+        self.cadence = Cadence(math.inf, 0)
         def make():
             if cfg.batch % ranks.world:
                 raise UserError(f'a batch of {cfg.batch} cannot be shared out equally to {ranks.world} processes: '
@@ -420,7 +420,7 @@ class DistTrainer(Trainer):
             x = self.draw()
             check_finite(x, self.step, self.site)
         except Exception as e: error = e
-        late = r.rank == 0 and time.monotonic() - self.saved > self.save_every
+        late = r.rank == 0 and self.cadence.due()
         mine = [error is not None, self._asked, late, len(x), len(x) != self.rows, self.step]
         flags = torch.tensor(mine, device=r.device)
         failed, asked, late, rows, odd, steps = r.reduce(flags, 'flags').tolist()
@@ -444,12 +444,28 @@ class DistTrainer(Trainer):
         facts = self.facts()
         def write():
             if self.ranks.rank == 0: write_checkpoint(folder, self.tensors(), facts)
-        self.ranks.all_or_none(write)
-        self._at, self._place, self.saved = self.step, facts['stream'], time.monotonic()
+        with self.cadence.timed(): self.ranks.all_or_none(write)
+        self._at, self._place = self.step, facts['stream']
 
     def check(self, folder: str|Path) -> tuple[dict, dict]:
+        self.recall_path(folder)
         self.identity() # a message of its own, before anything may fail on one rank
         return self.ranks.all_or_none(lambda: Trainer.check(self, folder))
+
+    def calibrated(self) -> str: return self.ranks.gather(super().calibrated())[0] # as rank 0 measured it
+
+    def recall_path(self, folder: str|Path) -> None:
+        super().recall_path(folder)
+        said = self.ranks.gather(self.paths.path)[0]
+        if said != self.paths.path: self.paths.settle(said)
+
+    def check_room(self, folder: str|Path) -> None: # rank 0 writes
+        def look():
+            if self.ranks.rank == 0: Trainer.check_room(self, folder)
+        self.ranks.all_or_none(look)
+
+    def over(self, folder: str|Path) -> None:
+        if self.ranks.rank == 0: super().over(folder)
 
     def move_stream(self, place: dict, folder: str|Path) -> None:
         self.ranks.all_or_none(lambda: Trainer.move_stream(self, place, folder))
@@ -475,13 +491,13 @@ class DistTrainer(Trainer):
 def train_together(
     trainer: DistTrainer, # on every rank
     folder: str|Path|None = None, # for checkpoints, seen by all ranks; None: none
-    save_every: float = 20., # seconds between checkpoints, by rank 0's clock
+    save_every: float|None = None, # seconds between checkpoints, by rank 0's clock; None: by what they cost
     progress: bool = True, # a bar or lines, on rank 0
     desc: str = 'train', # its label
     after_step: Callable|None = None, # called with the trainer after each step, on every rank
 ) -> DistTrainer: # the same one, at its last step
     "`train_saes` on every rank: resume, train, save, stop and fail at the same steps"
-    trainer._agreed, trainer.save_every, trainer.saved = False, save_every, time.monotonic()
+    trainer._agreed, trainer.cadence = False, Cadence(save_every, trainer.checkpoint_bytes())
     def after(tr):
         if after_step: after_step(tr)
         if folder and tr.due and not tr.stop and tr.step < tr.cfg.n_steps: tr.save(folder)

@@ -22,7 +22,8 @@ import torch
 from tqdm.auto import tqdm
 
 from .activations import Activations, Borrowed, activations, decide_in_memory, lend
-from .core import Result, Settings, UserError, differences, make_folder, read_json, run_env, write_json
+from .core import (Result, Settings, UserError, differences, make_folder, matmul_precision, read_json,
+    run_env, write_json)
 from .evaluate import Evaluator, evaluate
 from .frontier import frontier_figure, frontier_table, text_table
 from .lm import LM, load_lm
@@ -30,6 +31,7 @@ from .presets import PRESETS, Preset, get_preset
 from .recipe import Plan, finished, threads
 from .sae import SAE, load_sae
 from .sites import site_dim
+from .sparse import calibrate
 from .stream import free_memory
 from .text import pin_corpus
 from .train import Trainer, graceful, train_saes
@@ -70,7 +72,7 @@ def job_identity(
 
 # %% ../nbs/43_experiment.ipynb #e9e3774e
 DECIDED = ('dtype', 'in_memory', 'path') # settings that may be left to the machine
-LEFT_OPEN = ('auto', None)
+LEFT_OPEN = ('auto', 'calibrate', None)
 
 def kept_settings(
     settings: Settings,  # as asked for
@@ -94,6 +96,10 @@ def kept_settings(
                 f'{out} was begun with {name}={kept[name]!r}, and {name}={asked!r} is asked: leave it out, or give'
                 ' another folder'
             )
+    was = kept.get('matmul', 'float32')
+    if settings.matmul != was:
+        raise UserError(f'{out} was begun with matmul={was!r}, and {settings.matmul!r} is asked: give {was!r}, or another '
+            'folder')
     return replace(settings, **{name: kept[name] for name in DECIDED}), kept
 
 def decide(
@@ -105,7 +111,12 @@ def decide(
     "Decide what was left open, and write it down"
     in_memory = decide_in_memory(p.n_train, site_dim(lm, p.site), settings.in_memory)
     settings = replace(settings, in_memory=in_memory, dtype=str(lm.dtype).removeprefix('torch.'))
+    if settings.path == 'calibrate':
+        sae = p.plan(next(iter(p.grid)), d_in=site_dim(lm, p.site)).sae().to(settings.device)
+        settings = replace(settings, path=f'auto<{calibrate(sae, p.batch):.3f}')
+        log.info('sparse steps below %s of all pairs, as timed on %s', settings.path[5:], settings.device)
     chosen = {name: getattr(settings, name) for name in DECIDED}
+    if settings.matmul != 'float32': chosen['matmul'] = settings.matmul
     write_json(out/'decisions.json', dict(model=p.model, attention=lm.info['attention'], **chosen))
     return settings
 
@@ -254,8 +265,8 @@ def train_group(
     def train(part, tr):
         nonlocal n, sparse
         what = f'{group[0].arch} seed {group[0].seed}' if len(part) > 1 else part[0].name
-        train_saes(tr, folder, settings.save_every, settings.progress, what, after_step)
-        tr.save(folder)  # so that a kill between two finished SAEs loses nothing
+        # the last checkpoint, so that a kill between two finished SAEs loses nothing; one alone is kept at once
+        train_saes(tr, folder, settings.save_every, settings.progress, what, after_step, at_end=len(part) > 1)
         for j in part: keep_finished(j, tr, acts, out)
         shutil.rmtree(folder)
         n, sparse = n + len(part), sparse + sum(tr.paths.sparse_steps(j.name, tr.step) for j in part)
@@ -693,7 +704,7 @@ def run_experiment(
         raise UserError(f'settings={settings!r}: want a Settings, such as Settings(device="cpu")')
     out = make_folder(settings.out or Path('reports')/p.name)
     clock = Stages(say)
-    with threads(settings.threads):
+    with threads(settings.threads), matmul_precision(settings.matmul):
         p = replace(p, corpus=pinned(p.corpus, out))
         acts, settings = get_activations(p, settings, out, clock)
         all_jobs = jobs(p, acts.d_in)

@@ -229,7 +229,8 @@ class _Base(nn.Module):
         "Take out of W_dec's gradient what would only change row norms: call between backward and the optimiser"
         if not self.unit_norm or self.W_dec.grad is None:
             return
-        for g, w in zip(self.W_dec.grad.split(256), self.W_dec.split(256)):  # in pieces that fit a cache
+        rows = 256 if self.W_dec.device.type == 'cpu' else max(256, 2**25 // self.cfg.d_in)  # that fit a cache
+        for g, w in zip(self.W_dec.grad.split(rows), self.W_dec.split(rows)):
             g.addcmul_((g * w).sum(1, keepdim=True), w, value=-1)
 
     @torch.no_grad()

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['log', 'TrainConfig', 'lr_factor', 'sparsity_factor', 'StreamError', 'check_finite', 'RowAdam', 'make_adam',
            'run_step', 'train_step', 'Paths', 'Windows', 'code_facts', 'class_facts', 'start_marks', 'sae_facts',
-           'train_key', 'CheckpointRefused', 'sole_writer', 'write_checkpoint', 'read_checkpoint', 'adam_state',
-           'check_saes', 'Trainer', 'graceful', 'status', 'Progress', 'keep_what_is_there', 'train_saes']
+           'train_key', 'CheckpointRefused', 'CheckpointDamaged', 'sole_writer', 'write_checkpoint', 'file_of', 'only',
+           'check_room', 'read_checkpoint', 'read_one', 'adam_state', 'check_saes', 'Trainer', 'graceful', 'status',
+           'Progress', 'Cadence', 'keep_what_is_there', 'train_saes']
 
 # %% ../nbs/20_train.ipynb #85dc010d
-import contextlib, inspect, logging, math, os, signal, threading, time, warnings
+import contextlib, inspect, logging, math, os, shutil, signal, threading, time, warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import (ActivationStream, UserError, differences, fingerprint, is_number, is_whole,
+from .core import (PATHS, ActivationStream, UserError, calibrated_share, differences, fingerprint, is_number, is_whole,
     load_tensors, make_folder, read_json, save_tensors, write_json)
 from .expected_loss import occupancy, starved
 from .sae import SAE, JumpReLUSAE
-from .sparse import choose_path, has_sparse_step, sparse_loss, support_share
+from .sparse import calibrate, choose_path, has_sparse_step, shares_of, sparse_loss, support_share
 from .ste import KERNELS
 
 log = logging.getLogger('jumprelu_sae')
@@ -219,33 +220,39 @@ class Paths:
 
     def __init__(self,
         names: list, # of the SAEs
-        path: str = 'auto', # 'auto', or 'dense' or 'sparse' for all and always
+        path: str = 'auto', # 'auto', or 'dense' or 'sparse' for all and always; see `core.Settings`
     ):
-        if path not in ('auto', 'dense', 'sparse'):
-            raise UserError(f"no such path {path!r}: choose auto, dense or sparse")
-        self.path = path
-        self.now = {n: 'dense' if path == 'auto' else path for n in names}
+        if path not in PATHS and calibrated_share(path) is None:
+            raise UserError(f"no such path {path!r}: choose auto, dense or sparse, or calibrate")
+        self.settle(path)
+        self.now = {n: 'dense' if self.auto else path for n in names}
         self.log = {n: [] for n in names}  # rows (step, path from there on, share that decided)
+
+    @property
+    def auto(self) -> bool: return self.path not in ('dense', 'sparse') # is there a choice?
+
+    def settle(self, path: str) -> None: # 'auto<…' in the place of 'calibrate'
+        self.path, (self.below, self.above) = path, shares_of(path)
 
     def before(self, name: str, sae: SAE, x: Tensor, step: int) -> str: # 'dense' or 'sparse': the step's path
         "Look at a dense SAE now and then; the path of this step"
-        if self.path == 'auto' and self.now[name] == 'dense' and (step % self.LOOK_EVERY == 0):
+        if self.auto and self.now[name] == 'dense' and (step % self.LOOK_EVERY == 0):
             self.decide(name, support_share(sae, x[:self.LOOK_AT]), step)
-        if self.path == 'auto' and self.now[name] == 'sparse' and not has_sparse_step(sae): self.decide(name, 1., step)
+        if self.auto and self.now[name] == 'sparse' and not has_sparse_step(sae): self.decide(name, 1., step)
         return self.now[name]
 
     def after(self, name: str, terms: dict, step: int) -> None:
         "A sparse step tells its share"
-        if self.path == 'auto' and self.now[name] == 'sparse': self.decide(name, float(terms['share']), step + 1)
+        if self.auto and self.now[name] == 'sparse': self.decide(name, float(terms['share']), step + 1)
 
     def decide(self, name: str, share: float, step: int) -> None:
-        path = choose_path(share, self.now[name])
+        path = choose_path(share, self.now[name], self.below, self.above)
         if path != self.now[name] or not self.log[name]: self.log[name].append([step, path, share])
         self.now[name] = path
 
     def sparse_steps(self, name: str, n: int) -> int: # of the first n
         "How many steps were sparse"
-        if self.path != 'auto': return n if self.path == 'sparse' else 0
+        if not self.auto: return n if self.path == 'sparse' else 0
         ends = [r[0] for r in self.log[name][1:]] + [n]
         return sum(e - r[0] for r, e in zip(self.log[name], ends) if r[1] == 'sparse')
 
@@ -334,6 +341,9 @@ def train_key(
 class CheckpointRefused(UserError):
     "The folder's checkpoint is damaged or another run's; nothing was changed"
 
+class CheckpointDamaged(CheckpointRefused):
+    "A file of the checkpoint is not as it was written"
+
 @contextlib.contextmanager
 def sole_writer(
     folder: str|Path, # made if it is not there
@@ -354,28 +364,71 @@ def write_checkpoint(
     tensors: dict, # name -> Tensor
     facts: dict, # JSON-able: 'identity', 'step', 'stream', 'history', 'paths'
 ) -> None:
-    "Tensors first, then the JSON that names them with their checksum; the checkpoint before is removed last"
+    "Tensors first, then the JSON that names them with their checksum; the last two are kept"
     folder, name = make_folder(folder), f"step-{facts['step']}.safetensors"
+    last = file_of(folder/'checkpoint.json')
     try:
+        only(folder, last)   # first, so that two are all that the disk must hold
         sha = save_tensors(folder/name, tensors)
+        if last and last != name: write_json(folder/'previous.json', read_json(folder/'checkpoint.json'))
         write_json(folder/'checkpoint.json', dict(format=3, file=name, sha256=sha) | facts)
     except (OSError, SafetensorError) as e:
         raise UserError(f'the checkpoint cannot be written to {folder} ({e}): free space, then run again: it goes on '
             f'from the last one') from e
+
+def file_of(
+    path: Path, # checkpoint.json or previous.json
+) -> str|None: # the name of its tensors' file; None: there is none, or it is damaged
+    try: name = read_json(path).get('file') if path.exists() else None
+    except (UserError, AttributeError): return None
+    return name if isinstance(name, str) else None
+
+def only(
+    folder: Path, # of checkpoints
+    name: str|None, # of the tensors that stay; None: all stay
+) -> None:
+    "Remove every checkpoint but one"
+    if name is None: return
+    (folder/'previous.json').unlink(missing_ok=True)
     for f in folder.glob('step-*.safetensors'):
         if f.name != name: f.unlink(missing_ok=True)
 
+def check_room(
+    folder: str|Path, # of the checkpoints
+    size: int, # bytes of one
+) -> None:
+    "UserError, before the first step, when the disk cannot take two checkpoints"
+    folder = make_folder(folder)
+    free = shutil.disk_usage(folder).free + sum(f.stat().st_size for f in folder.glob('step-*.safetensors'))
+    if 2*size > free:
+        raise UserError(f'two checkpoints of {size/1e9:.2f} GB need {2*size/1e9:.2f} GB in {folder}, and {free/1e9:.2f} '
+            f'are free: free space, or give another folder')
+
 def read_checkpoint(
+    folder: str|Path, # where
+    *rest, # identity, shapes and `optional`, as for `read_one`
+) -> tuple[dict, dict]: # the facts, the tensors
+    "The last checkpoint; the one before it when a file of the last is damaged, and a line that says so"
+    try: return read_one(folder, *rest)
+    except CheckpointDamaged as e:
+        if not (Path(folder)/'previous.json').exists(): raise
+        try: d, t = read_one(folder, *rest, name='previous.json')
+        except CheckpointRefused: raise e from None
+        log.warning('%s; going on from the one before it, at step %d', e, d['step'])
+        return d, t
+
+def read_one(
     folder: str|Path, # where
     identity: dict, # of the run that wants it
     shapes: dict, # name -> shape of each tensor that may be there
     optional: Callable = lambda name: False, # which of them need not be
+    name: str = 'checkpoint.json', # which one
 ) -> tuple[dict, dict]: # the facts, the tensors
     "CheckpointRefused, naming what differs, for a damaged checkpoint or another run's"
     folder = Path(folder)
     def refuse(why, remedy='delete it and run again'): raise CheckpointRefused(f'{folder} holds {why}: {remedy}')
-    try: d = read_json(folder/'checkpoint.json')
-    except UserError as e: raise CheckpointRefused(str(e)) from None
+    try: d = read_json(folder/name)
+    except UserError as e: raise CheckpointDamaged(str(e)) from None
     if not isinstance(d, dict) or d.get('format') != 3: refuse('a checkpoint of another version, or no checkpoint')
     theirs = d.get('identity') or {}
     if not isinstance(theirs, dict): refuse('a damaged checkpoint (identity)')
@@ -387,7 +440,7 @@ def read_checkpoint(
     wrong = [k for k, kind in kinds.items() if not isinstance(d.get(k), kind)]
     if wrong or Path(d['file']).name != d['file']: refuse(f"a damaged checkpoint ({', '.join(wrong) or 'file'})")
     try: t, _ = load_tensors(folder/d['file'], d['sha256'])
-    except UserError as e: raise CheckpointRefused(f'{folder} holds a damaged checkpoint: {e}') from None
+    except UserError as e: raise CheckpointDamaged(f'{folder} holds a damaged checkpoint: {e}') from None
     wrong = [k for k in shapes if k not in t and not optional(k)]
     wrong += [k for k, v in t.items() if shapes.get(k) != tuple(v.shape)]
     if wrong: refuse(f"a checkpoint whose tensors are not this run's ({', '.join(wrong[:4])})")
@@ -431,7 +484,7 @@ class Trainer:
         stream: ActivationStream, # of scaled activations
         cfg: TrainConfig, # the run
         site: str = '', # where the activations come from, for messages
-        path: str = 'auto', # 'dense' or 'sparse' steps, or whichever is faster
+        path: str = 'auto', # 'dense' or 'sparse' steps, or whichever is faster; see `core.Settings`
     ):
         check_saes(saes, stream, path)
         self.saes, self.stream, self.cfg, self.site, self.step, self.stop = saes, stream, cfg, site, 0, False
@@ -504,6 +557,7 @@ class Trainer:
 
     def one_step(self) -> dict: # name -> terms
         if self.step == 0: self.start()
+        if self.paths.path == 'calibrate': self.paths.settle(self.calibrated())
         x, rows = self.batch()
         terms, cast = {}, {}
         for n, s in self.saes.items():
@@ -552,6 +606,23 @@ class Trainer:
         return dict(identity=self.identity(), step=self.step, stream=self.stream.state_dict(), history=self.history,
             paths=self.paths.state())
 
+    def calibrated(self) -> str: # such as 'auto<0.085'
+        "Ask this device, for the widest of the SAEs, at which share of pairs a sparse step is faster"
+        widest = max(self.saes.values(), key=lambda s: s.cfg.d_sae)
+        return f'auto<{calibrate(widest, self.rows):.3f}'
+
+    def recall_path(self, folder: str|Path) -> None:
+        "What was calibrated for this run before is not asked again"
+        if self.paths.path != 'calibrate': return
+        try: said = read_json(Path(folder)/'checkpoint.json')['identity']['path']
+        except (UserError, KeyError, TypeError): return
+        if calibrated_share(said) is not None: self.paths.settle(said)
+
+    def checkpoint_bytes(self) -> int: # about
+        "Weights, what Adam keeps of them, and the counts of silent tokens"
+        return sum(p.numel()*p.element_size()*(2 + bool(self.cfg.beta1)) for s in self.saes.values()
+            for p in s.parameters()) + sum(8*s.cfg.d_sae for s in self.saes.values())
+
     def save(self, folder: str|Path) -> None:
         "Write a checkpoint"
         facts = self.facts()
@@ -560,6 +631,7 @@ class Trainer:
 
     def check(self, folder: str|Path) -> tuple[dict, dict]: # facts, tensors
         "Read a checkpoint and compare it with this run; CheckpointRefused, and nothing is changed"
+        self.recall_path(folder)
         d, t = read_checkpoint(folder, self.identity(), self.shapes(), lambda k: '/adam/' in k)
         known = all(set(d['history']) == set(self.saes) == set(d['paths'].get(k, ())) for k in ('now', 'log'))
         if not known or not 0 <= d['step'] <= self.cfg.n_steps:
@@ -598,7 +670,9 @@ class Trainer:
         self.stream.load_state_dict(self._place)
         for _ in range(self.step - self._at): next(self.stream)
 
+    def over(self, folder: str|Path) -> None: only(Path(folder), file_of(Path(folder)/'checkpoint.json')) # at the end
     def has_checkpoint(self, folder: str|Path) -> bool: return (Path(folder)/'checkpoint.json').exists()
+    def check_room(self, folder: str|Path) -> None: check_room(folder, self.checkpoint_bytes())
     def alone_in(self, folder: str|Path): return sole_writer(folder) # a context manager
 
 # %% ../nbs/20_train.ipynb #13c10770
@@ -647,6 +721,30 @@ class Progress:
         log.info('%s: step %d of %d, about %.0f s to go; '
             '%s', self.desc, step, n, (n - step)/max(rate, 1e-9), status(self.trainer, terms))
 
+class Cadence:
+    "When a checkpoint is due: as often as asked, or so seldom that all of them take at most 2 % of the time"
+    SHARE, AT_RISK = .02, 300. # of the time; seconds that a kill may cost
+    RATE = 5e8 # bytes a second, written and checksummed: a guess, until one was timed
+
+    def __init__(self,
+        every: float|None, # seconds; None: by the price
+        size: int, # bytes of a checkpoint
+        clock: Callable = time.monotonic, # seconds
+    ): self.every, self.clock, self.cost, self.at = every, clock, size/self.RATE, clock()
+
+    @property
+    def interval(self) -> float: # seconds from one to the next
+        return max(self.AT_RISK, self.cost/self.SHARE) if self.every is None else self.every
+
+    def due(self) -> bool: return self.clock() - self.at > self.interval
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]: # the writing of one
+        began = self.clock()
+        yield
+        self.at = self.clock()
+        self.cost = self.at - began
+
 def keep_what_is_there(
     trainer: Trainer, # whose stream failed
     folder: str|Path, # for the checkpoint
@@ -662,11 +760,12 @@ def keep_what_is_there(
 def train_saes(
     trainer: Trainer, # what to train, on what
     folder: str|Path|None = None, # for checkpoints; None: none
-    save_every: float = 20., # seconds between checkpoints
+    save_every: float|None = None, # seconds between checkpoints; None: by what they cost, see `Cadence`
     progress: bool = True, # a bar on a terminal, elsewhere a line twice a minute: time to go, loss, L0, dead latents
     desc: str = 'train', # what they call it
     after_step: Callable|None = None, # called with the trainer after each step; may set `trainer.stop`
     clock: Callable = time.monotonic, # seconds; another one for tests
+    at_end: bool = True, # a checkpoint of the last step, too? (False: whoever calls keeps the SAEs at once)
 ) -> Trainer: # the same one, at its last step, its SAEs in eval mode
     "Train to the end, going on from a checkpoint in `folder`; stopped, it writes one and raises KeyboardInterrupt"
     n, trainer.stop = trainer.cfg.n_steps, False
@@ -674,13 +773,14 @@ def train_saes(
         if folder:
             trainer.data() # a stream without identity is refused now, not after the first step
             stack.enter_context(trainer.alone_in(folder))
+            trainer.check_room(folder)
             if trainer.has_checkpoint(folder):
                 trainer.load(folder)
                 log.info('%s: resumed at step %d of %d from %s', desc, trainer.step, n, folder)
         stack.enter_context(graceful(trainer))
         show = Progress(trainer, desc, progress, clock)
         stack.callback(show.bar.close)
-        saved = clock()
+        cadence = Cadence(save_every, trainer.checkpoint_bytes(), clock)
         if folder: trainer.remember()
         while trainer.step < n and not trainer.stop:
             try: terms = trainer.one_step()
@@ -689,10 +789,10 @@ def train_saes(
                 raise
             show(terms)
             if after_step: after_step(trainer)
-            if folder and trainer.step < n and (trainer.stop or clock() - saved > save_every):
-                trainer.save(folder)
-                saved = clock()
-        if folder and trainer.step == n and trainer._at < n: trainer.save(folder)
+            if folder and trainer.step < n and (trainer.stop or cadence.due()):
+                with cadence.timed(): trainer.save(folder)
+        if folder and trainer.step == n and trainer._at < n and at_end: trainer.save(folder)
+        if folder and trainer._at == n: trainer.over(folder)
     if trainer.step < n: raise KeyboardInterrupt
     for s in trainer.saes.values(): s.eval()
     return trainer

@@ -10,6 +10,8 @@ from jumprelu_sae.sae import SAEConfig, make_sae, own_settings
 from jumprelu_sae.text import Document, generated_corpus
 from jumprelu_sae.train import TrainConfig, Trainer, train_saes
 
+KILLS = int(os.environ.get('KILLS', 1))  # of one of four processes, each at another moment
+
 @pytest.fixture(autouse=True, scope='module')
 def one_thread():
     n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
@@ -209,3 +211,83 @@ def test_one_fails_and_none_waits(tmp_path, where):
     if where != 'killed': assert 'no such disk' in own, own
     if where in ('stream', 'save'): assert 'no such disk' in told     # agreed upon: the reason is told
     if where in ('stream', 'after_step', 'loss'): assert read_json(tmp_path/'out'/'checkpoint.json')['step'] >= 2
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from test_distributed import *
+from jumprelu_sae import distributed, train
+folder, who, at, where, n = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4], int(sys.argv[5])
+ranks = Ranks(cpu=True)
+assert ranks.world == n
+def fire(now, tr):
+    if ranks.rank == who and tr.step == at and now == where: os.kill(os.getpid(), 9)
+class Shot(DistTrainer):
+    def batch(self): fire('draw', self); return super().batch()
+    def step_of(self, *a):
+        out = super().step_of(*a)
+        fire('step', self)
+        return out
+    def save(self, folder): fire('save', self); super().save(folder)
+long = TrainConfig(120*24, batch=120, lr=5e-3, beta1=.5, lr_warmup=.2, sparsity_warmup=.2, start=.5, dead_after=150)
+tr = Shot(saes(['batchtopk', 'started'], 1 + ranks.rank), SplitStream(stream(), ranks), long, ranks, path='dense')
+try: train_together(tr, folder, save_every=0., progress=False)
+except Exception as e:
+    print('ENDED', ranks.rank, type(e).__name__, e, flush=True)
+    os._exit(1)
+print('FINISHED', tr.step, flush=True)
+ranks.close()
+"""
+
+def ranks_of(n, tmp, folder, who=-1, at=-1, where='', limit=60):
+    "n real processes, one of which kills itself; seconds from its end to the last one's, what each said"
+    env = os.environ | dict(OMP_NUM_THREADS='1', WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(),
+        PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), os.environ.get('PYTHONPATH', '')]))
+    ps = [subprocess.Popen([sys.executable, str(tmp/'work.py'), str(folder), str(who), str(at), where, str(n)], env=env | dict(RANK=str(r), LOCAL_RANK=str(r)),
+        stdout=open(tmp/f'{r}.txt', 'w'), stderr=subprocess.STDOUT) for r in range(n)]
+    try:
+        if who >= 0: ps[who].wait(300)
+        began = time.monotonic()
+        for p in ps: p.wait(limit if who >= 0 else 300)
+    finally:
+        for p in ps: p.kill()
+        for p in ps: p.wait()
+    return time.monotonic() - began, [(tmp/f'{r}.txt').read_text() for r in range(n)], [p.returncode for p in ps]
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize('seed', range(KILLS))
+def test_one_of_four_is_killed(tmp_path, seed):
+    "kill -9 of one: all have ended within a minute, nothing is lost, and two go on to where one process alone gets"
+    r = random.Random(seed)
+    (tmp_path/'work.py').write_text(KILLED)
+    who, at, where = r.randrange(4), r.randrange(2, 22), r.choice(('draw', 'step', 'save'))
+    seconds, said, codes = ranks_of(4, tmp_path, tmp_path/'out', who, at, where)
+    assert seconds < 60 and codes[who] == -9 and all(codes), (seconds, codes)
+    assert all('OtherFailed' in t and 'Traceback' not in t for i, t in enumerate(said) if i != who), said
+    kept = read_json(tmp_path/'out'/'checkpoint.json')['step']
+    assert kept >= at - 1, (kept, at)
+    _, said, codes = ranks_of(2 if seed % 2 == 0 else 4, tmp_path, tmp_path/'out')
+    assert not any(codes) and all('FINISHED 24' in t for t in said), said
+    long = TrainConfig(120*24, batch=120, lr=5e-3, beta1=.5, lr_warmup=.2, sparsity_warmup=.2, start=.5, dead_after=150)
+    alone = train_saes(Trainer(saes(['batchtopk', 'started']), stream(), long, path='dense'), progress=False).tensors()
+    d = read_json(tmp_path/'out'/'checkpoint.json')
+    got, _ = load_tensors(tmp_path/'out'/d['file'])
+    apart = max(float((got[k].double() - v.double()).abs().max()) for k, v in alone.items())
+    print(f'rank {who} killed at step {at} ({where}): {seconds:.1f} s until all had ended, kept {kept}, apart {apart:.0e}')
+    assert d['step'] == 24 and got.keys() == alone.keys() and apart < 1e-8
+
+def test_calibrated_once_for_all(tmp_path):
+    "What rank 0 timed decides for all, is in the checkpoint, and is not timed again"
+    def one(r):
+        tr = DistTrainer(saes(['relu']), SplitStream(stream(), r), cfg, r, path='calibrate')
+        def ask(t): t.stop = t.step == 3
+        try: train_together(tr, tmp_path, progress=False, after_step=ask)
+        except KeyboardInterrupt: pass
+        return tr.paths.path
+    first = together(one)
+    assert len(set(first)) == 1 and first[0].startswith('auto<') and read_json(tmp_path/'checkpoint.json')['identity']['path'] == first[0]
+    def again(r):
+        tr = DistTrainer(saes(['relu']), SplitStream(stream(), r), cfg, r, path='calibrate')
+        tr.calibrated = lambda: 1/0
+        return train_together(tr, tmp_path, progress=False).paths.path
+    assert together(again) == first
