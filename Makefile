@@ -31,7 +31,7 @@ RUN := $(VENV)/.run-$(PINS_KEY)
 DEV := $(VENV)/.dev-$(PINS_KEY)
 # The site needs neither torch nor the library: it has an environment of its own, of the extra `docs`
 DOCS_VENV := .venv-docs
-DOCS_WANTS := $(shell sed -n 's/^docs_requirements = //p' settings.ini)
+DOCS_WANTS := $(foreach w,$(shell sed -n 's/^docs_requirements = //p' settings.ini),'$(w)')
 DOCS := $(DOCS_VENV)/.made-$(HOME_KEY)-$(PINS_KEY)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) -c constraints.txt
 

@@ -281,16 +281,17 @@ def write(path, text):
         path.write_text(text, encoding='utf-8')
 
 
-def linked_files(text, here):
-    "Files of the repository that a page links to or shows"
+def linked_files(text, here, root):
+    "Files of the repository `root` that a page links to or shows"
     for target in re.findall(r'\]\((?![a-z]+:|#)([^)\s#]+)', text) + re.findall(r'\bsrc="(?![a-z]+:)([^"]+)"', text):
         path = (here / target).resolve()
-        if path.is_file() and path.is_relative_to(ROOT) and path.suffix not in ('.ipynb', '.md'):
+        if path.is_file() and path.is_relative_to(root) and path.suffix not in ('.ipynb', '.md'):
             yield path
 
 
 def assemble(src, root=ROOT):
-    "Write the pages of the site into the folder `src`"
+    "Write the pages of the site into the folder `src`, and the modules for the reference beside it"
+    root = Path(root).resolve()
     paths = sorted((root / 'nbs').glob('[0-9][0-9]_*.ipynb'))
     for folder in FOLDERS:
         paths += sorted((root / 'nbs' / folder).glob('*.ipynb'))
@@ -304,10 +305,10 @@ def assemble(src, root=ROOT):
         made.add(src / 'nbs' / where)
         for c in out['cells']:
             if c['cell_type'] == 'markdown':
-                made |= {(src / f.relative_to(root), f) for f in linked_files(c['source'], p.parent)}
+                made |= {(src / f.relative_to(root), f) for f in linked_files(c['source'], p.parent, root)}
     write(src / 'nbs' / 'index.md', contents(books))
     readme = (root / 'README.md').read_text(encoding='utf-8')
-    made |= {(src / f.relative_to(root), f) for f in linked_files(readme, root)}
+    made |= {(src / f.relative_to(root), f) for f in linked_files(readme, root, root)}
     extra = ['CHANGELOG', 'CONTRIBUTING']
     for name in extra:
         if (root / f'{name}.md').exists():
@@ -337,18 +338,22 @@ def assemble(src, root=ROOT):
         old.unlink()
 
 
-def main(args):
-    "Put the pages together and call Sphinx; a warning is an error"
+def build(root=ROOT, folder=BUILD):
+    "Put the pages together and call Sphinx, for which a warning is an error: its exit status"
     from sphinx.cmd.build import build_main
 
+    assemble(folder / 'src', root)
+    places = ['-c', str(ROOT / 'docs'), '-d', str(folder / 'doctrees'), str(folder / 'src'), str(folder / 'html')]
+    return build_main(['-b', 'html', '-W', '--keep-going', '-q', *places])
+
+
+def main(args):
     if '--fresh' in args:
         shutil.rmtree(BUILD, ignore_errors=True)
-    assemble(BUILD / 'src')
-    folders = ['-c', str(ROOT / 'docs'), '-d', str(BUILD / 'doctrees'), str(BUILD / 'src'), str(BUILD / 'html')]
-    rc = build_main(['-b', 'html', '-W', '--keep-going', '-q', *folders])
-    if rc == 0:
+    code = build()
+    if code == 0:
         print(f'site: {(BUILD / "html" / "index.html").relative_to(ROOT)}')
-    return rc
+    return code
 
 
 if __name__ == '__main__':
