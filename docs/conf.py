@@ -15,7 +15,7 @@ version = release = _settings['DEFAULT']['version']
 
 extensions = ['myst_nb', 'autodoc2', 'sphinx_copybutton']
 templates_path = []
-exclude_patterns = []
+exclude_patterns = ['apidocs/jumprelu_sae/jumprelu_sae.md']  # the page api lists the modules, in the book's order
 
 # Notebooks: shown as they are committed, never run; a widget would load its script from elsewhere, so none is shown
 nb_execution_mode = 'off'

@@ -111,6 +111,7 @@ def page(nb, names=(), up=''):
                 continue
             if only_imports(source):
                 tags.append('hide-input')
+                meta['mystnb'] = {'code_prompt_show': 'Imports', 'code_prompt_hide': 'Imports'}
             if tags:
                 meta['tags'] = tags
             if question:
@@ -217,6 +218,7 @@ def documented(source):
             said, returns = described(node, found, alone)
             lines = [f':param {k}: {plain(v)}' for k, v in said.items()]
             lines += [f':returns: {plain(returns)}'] if returns else []
+            text = text or (lines and plain((returns or node.name.replace('_', ' ').strip()).capitalize())) or ''
         text = '\n\n'.join(filter(None, [text, '\n'.join(lines)]))
         if not text:
             continue
@@ -260,18 +262,23 @@ def contents(books):
     return '\n'.join(out)
 
 
-def reference(names, modules):
-    "The page api: the names of the door, and every module with the question that its notebook asks"
+def first_line(source, name):
+    "Of the docstring of a function or class"
+    for node in ast.parse(source).body:
+        if getattr(node, 'name', None) == name:
+            return plain((ast.get_docstring(node) or '').split('\n')[0])
+    return ''
+
+
+def reference(names, said, modules):
+    "The page api: the names of the door with what `said` has of them, and every module with its notebook's question"
     out = ['# Reference', '', '## The door', '']
     out += ['What `import jumprelu_sae as js` offers. Everything else is reached by its module.', '']
-    out += ['| name | in module |', '| --- | --- |']
-    out += [
-        f'| {{py:obj}}`js.{n} <{LIB}.{m}.{n}>` | [{m}](apidocs/{LIB}/{LIB}.{m}.md) |' for n, m in sorted(names.items())
-    ]
+    out += ['| name | what it is |', '| --- | --- |']
+    out += [f'| {{py:obj}}`js.{n} <{LIB}.{m}.{n}>` | {said.get(n, "")} |' for n, m in sorted(names.items())]
     out += ['', '## Modules', '', '| module | its question | notebook |', '| --- | --- | --- |']
     out += [f'| [{m}](apidocs/{LIB}/{LIB}.{m}.md) | {q} | {nb} |' for m, q, nb in modules]
-    pages = [f'apidocs/{LIB}/{LIB}', *(f'apidocs/{LIB}/{LIB}.{m}' for m, *_ in modules)]
-    return '\n'.join([*out, '', toctree(pages)])
+    return '\n'.join([*out, '', toctree([f'{m} <apidocs/{LIB}/{LIB}.{m}>' for m, *_ in modules])])
 
 
 def write(path, text):
@@ -326,7 +333,9 @@ def assemble(src, root=ROOT):
             nb = by_module.get(p.stem)
             modules.append((p.stem, question, f'[`{nb}`](nbs/{nb}.ipynb)' if nb else ''))
     modules.sort(key=lambda m: m[2])
-    write(src / 'api.md', reference(door((root / LIB / '__init__.py').read_text(encoding='utf-8')), modules))
+    names = door((root / LIB / '__init__.py').read_text(encoding='utf-8'))
+    said = {n: first_line((root / LIB / f'{m}.py').read_text(encoding='utf-8'), n) for n, m in names.items()}
+    write(src / 'api.md', reference(names, said, modules))
     for pair in made:
         if isinstance(pair, tuple):
             to, file = pair
