@@ -54,7 +54,7 @@ docs: $(DOCS)
 	@$(DOCS_VENV)/bin/python docs/pages.py $(ARGS)
 
 lab: venv
-	@$(VENV)/bin/python -m jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+	@$(VENV)/bin/python -m jupyter lab --config=tools/lab_config.py --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 venv: $(DEV)
 venv-run: $(RUN)
