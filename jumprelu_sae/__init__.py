@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from .activations import Activations as Activations, activations as activations
     from .core import Settings as Settings, UserError as UserError
+    from .dashboard import dashboard as dashboard
     from .evaluate import evaluate as evaluate
     from .experiment import frontier as frontier
     from .interop import load_sae as load_sae, push as push
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
 _MODULES = dict(
     activations=('activations', 'Activations'),
     core=('Settings', 'UserError'),
+    dashboard=('dashboard',),
     evaluate=('evaluate',),
     experiment=('frontier',),
     interop=('load_sae', 'push'),
@@ -48,7 +50,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}  
 __all__ = [
     'Activations', 'BatchTopKSAE', 'GatedConfig', 'GatedSAE', 'JumpReLUConfig', 'JumpReLUSAE', 'PAPER', 'Preset',
     'ReLUConfig', 'ReLUSAE', 'SAE', 'SAEConfig', 'SHORT', 'Settings', 'TopKConfig', 'TopKSAE', 'UserError',
-    'activations', 'evaluate', 'frontier', 'load_lm', 'load_sae', 'push', 'register', 'train_sae']
+    'activations', 'dashboard', 'evaluate', 'frontier', 'load_lm', 'load_sae', 'push', 'register', 'train_sae']
 
 
 def __getattr__(name):
@@ -66,7 +68,8 @@ def __dir__():
 
 
 class _Door(types.ModuleType):
-    """Three functions share their name with the module that they live in or near: `activations`, `evaluate`, `frontier`.
+    """Four functions share their name with the module that they live in or near: `activations`, `dashboard`, `evaluate`,
+    `frontier`.
     Importing such a module sets it as an attribute of the package, in the function's place; here the function stays."""
     def __setattr__(self, name, value):
         if name in _HOME and isinstance(value, types.ModuleType): return
