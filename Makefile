@@ -2,6 +2,8 @@
 #   make reproduce [PRESET=laptop] [MODEL=...]   the main job: ends with the table and where the report is
 #   make test [ARGS="-k ste"]                    everything, notebooks included
 #   make lab                                     JupyterLab on the book's index
+#   make docs                                    the site: docs/_build/html/index.html, in an environment of its own
+#   make test-lab [ARGS="-k 03"]                 every notebook, top to bottom, in JupyterLab in a browser
 #   make export | readme | clean | distclean     for those who edit the notebooks
 # PYTHON=... chooses the interpreter; PIP_ARGS=... and TORCH_ARGS=... go to pip (say, a mirror, or the index of another torch build).
 PRESET ?= laptop
@@ -27,13 +29,17 @@ PINS_KEY := $(call hash,cat $(PINS))
 MADE := $(VENV)/.made-$(HOME_KEY)
 RUN := $(VENV)/.run-$(PINS_KEY)
 DEV := $(VENV)/.dev-$(PINS_KEY)
+# The site needs neither torch nor the library: it has an environment of its own, of the extra `docs`
+DOCS_VENV := .venv-docs
+DOCS_WANTS := $(foreach w,$(shell sed -n 's/^docs_requirements = //p' settings.ini),'$(w)')
+DOCS := $(DOCS_VENV)/.made-$(HOME_KEY)-$(PINS_KEY)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help reproduce test lab venv venv-run export readme clean distclean
+.PHONY: help reproduce test test-lab lab docs venv venv-run export readme clean distclean
 .NOTPARALLEL:
 
 help:
-	@sed -n '2,6s/^# \{0,3\}//p' Makefile
+	@sed -n '2,8s/^# \{0,3\}//p' Makefile
 
 reproduce: venv-run
 	@$(VENV)/bin/jumprelu-sae reproduce --preset '$(PRESET)' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
@@ -41,8 +47,14 @@ reproduce: venv-run
 test: venv
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
+test-lab: venv
+	@$(VENV)/bin/python -m pytest tests/test_lab.py -m lab_all -s $(ARGS)
+
+docs: $(DOCS)
+	@$(DOCS_VENV)/bin/python docs/pages.py $(ARGS)
+
 lab: venv
-	@$(VENV)/bin/python -m jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+	@$(VENV)/bin/python -m jupyter lab --config=tools/lab_config.py --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 venv: $(DEV)
 venv-run: $(RUN)
@@ -56,11 +68,11 @@ readme: venv
 	$(VENV)/bin/python tools/make_readme.py
 
 clean:
-	rm -rf build dist _proc _docs _site *.egg-info .pytest_cache
-	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
+	rm -rf build dist _proc _docs _site docs/_build *.egg-info .pytest_cache
+	find . \( -path ./$(VENV) -o -path ./$(DOCS_VENV) \) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(DOCS_VENV)
 
 $(MADE):
 	@if [ -z '$(PYTHON)' ]; then echo 'Python 3.11 or newer is needed: apt-get install python3 python3-venv, or say PYTHON=/path/to/python3.11' >&2; exit 2; fi
@@ -83,3 +95,10 @@ $(DEV): | $(MADE)
 	@$(PIP) $(TORCH_ARGS) setuptools torch
 	@$(PIP) --no-build-isolation -e '.[all]'
 	@touch $(RUN) $@
+
+$(DOCS):
+	@if [ -z '$(PYTHON)' ]; then echo 'Python 3.11 or newer is needed: apt-get install python3 python3-venv, or say PYTHON=/path/to/python3.11' >&2; exit 2; fi
+	@echo 'Making $(DOCS_VENV) with what the site needs (once, a minute)'
+	@$(PYTHON) -m venv --clear $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) -c constraints.txt $(DOCS_WANTS)
+	@touch $@

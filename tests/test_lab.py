@@ -1,11 +1,18 @@
-"The book works in JupyterLab in a real browser: its index opens, and its cells run."
-import json, os, shutil, socket, subprocess, sys, time, urllib.request
+"""The book works in JupyterLab in a real browser: its index opens, and its cells run.
+
+`make test-lab` runs every notebook from top to bottom, on one thread; cells flagged slow or gpu are left out.
+JUMPRELU_SAE_LAB_SECONDS is what a notebook may take (60); LAB_SLOW=1 runs the slow cells too."""
+import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
 pw = pytest.importorskip('playwright.sync_api')
 chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(chromium is None, reason='no chromium: apt-get install chromium')]
 root = Path(__file__).parent.parent
+
+class Served(str):
+    "The address of a server, and in `folder` what it serves"
+    folder: Path
 
 @pytest.fixture(scope='session')
 def lab(tmp_path_factory):
@@ -18,13 +25,15 @@ def lab(tmp_path_factory):
     with socket.socket() as sk: sk.bind(('127.0.0.1', 0)); port = sk.getsockname()[1]
     env = dict(os.environ, JUPYTER_CONFIG_DIR=str(d/'config'), JUPYTER_DATA_DIR=str(d/'data'), JUPYTERLAB_WORKSPACES_DIR=str(d/'ws'),
                JUPYTERLAB_SETTINGS_DIR=str(d/'settings'), IPYTHONDIR=str(d/'ipython'), PYTHONPATH=str(root))
+    env.setdefault('OMP_NUM_THREADS', '1')
     env.pop('MPLBACKEND', None)  # the kernel chooses its own
-    url, log = f'http://127.0.0.1:{port}', d/'server.log'
+    url, log = Served(f'http://127.0.0.1:{port}'), d/'server.log'
+    url.folder = d
     with open(log, 'w') as out:
         srv = subprocess.Popen([sys.executable, '-m', 'jupyter', 'lab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-            '--IdentityProvider.token=', '--allow-root', f'--ServerApp.root_dir={d}', '--LabApp.expose_app_in_browser=True'], env=env, stdout=out, stderr=out)
+            '--IdentityProvider.token=', '--allow-root', f'--ServerApp.root_dir={d}', f'--config={root}/tools/lab_config.py', '--LabApp.expose_app_in_browser=True'], env=env, stdout=out, stderr=out)
     try:
-        for _ in range(450):
+        for _ in range(1400):  # minutes, on a machine that is busy
             if srv.poll() is not None: pytest.fail(log.read_text())
             try: urllib.request.urlopen(url+'/api/status', timeout=1); break
             except OSError: time.sleep(0.2)
@@ -51,13 +60,16 @@ ERRORS = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"],
 CELLS = '''() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code' && c.model.sharedModel.getSource().trim())
     .map(c => ({count: c.model.executionCount, busy: c.model.executionState === 'running', outputs: c.model.outputs.toJSON()}))'''
 
-def open_and_run(page, lab, nb, timeout=120_000):
-    "Open notebook `nb`, forget its saved outputs, run all its cells: list of their counts and outputs"
-    page.goto(f'{lab}/lab/tree/{nb}?reset')
+def opened(page, lab, nb, timeout=120_000):
+    "Open notebook `nb` and wait for its kernel"
+    page.goto(f'{lab}/lab/tree/{nb}?reset', timeout=timeout)
     page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=timeout)
+
+def run_all(page, timeout=120_000):
+    "Forget the saved outputs and run all cells: list of their counts and outputs; no error and nothing on stderr"
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
     assert not any(c['outputs'] for c in page.evaluate(CELLS))
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     page.wait_for_function(f"() => ({CELLS})().every(c => c.count && !c.busy)", timeout=timeout)
     cells = page.evaluate(CELLS)
     errors = [o for c in cells for o in c['outputs'] if o['output_type'] == 'error' or o.get('name') == 'stderr']
@@ -66,6 +78,11 @@ def open_and_run(page, lab, nb, timeout=120_000):
     assert not errs, errs
     return cells
 
+def open_and_run(page, lab, nb, timeout=120_000):
+    "Open notebook `nb`, forget its saved outputs, run all its cells: list of their counts and outputs"
+    opened(page, lab, nb, timeout)
+    return run_all(page, timeout)
+
 def test_index_runs(page, lab, tmp_path):
     cells = open_and_run(page, lab, 'nbs/index.ipynb')
     pw.expect(page.get_by_role('heading', name='jumprelu_sae').first).to_be_visible()
@@ -73,3 +90,56 @@ def test_index_runs(page, lab, tmp_path):
     code = [c for c in saved['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
     assert [bool(c['outputs']) for c in cells] == [bool(c['outputs']) for c in code], 'a cell shows nothing here but does in the saved notebook, or the reverse'
     page.screenshot(path=str(tmp_path/'index.png'))
+
+def save(page, timeout=60_000):
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty", timeout=timeout)
+
+def test_opening_and_saving_changes_no_byte(page, lab):
+    nb = 'nbs/06_intervals.ipynb'
+    before = (lab.folder/nb).read_bytes()
+    (lab.folder/nb).touch()
+    was = (lab.folder/nb).stat().st_mtime_ns
+    opened(page, lab, nb)
+    page.evaluate("() => { window.jupyterapp.shell.currentWidget.context.model.dirty = true; }")
+    save(page)
+    assert (lab.folder/nb).stat().st_mtime_ns > was, 'nothing was saved'
+    assert (lab.folder/nb).read_bytes() == before
+
+# -- every notebook: make test-lab -------------------------------------------------------------------------------------
+NOTEBOOKS = sorted(p.relative_to(root).as_posix() for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+SLOW = re.compile(r'^\s*#\s*\|\s*(slow|gpu)\b', re.M)
+
+def leave_out_slow(file):
+    "Cells that pytest leaves out are left out here"
+    nb = json.loads(file.read_text(encoding='utf-8'))
+    for c in nb['cells']:
+        if c['cell_type'] == 'code' and SLOW.search(''.join(c['source'])): c['source'] = ['# a slow cell, left out']
+    file.write_text(json.dumps(nb, ensure_ascii=False, indent=1) + '\n', encoding='utf-8')
+
+def without_outputs(file):
+    "What git would show as changed, apart from outputs"
+    nb = json.loads(file.read_text(encoding='utf-8'))
+    for c in nb['cells']: c.pop('outputs', None)
+    return nb
+
+@pytest.mark.lab_all
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda nb: Path(nb).stem)
+def test_runs_from_top_to_bottom(request, page, lab, nb):
+    if 'lab_all' not in request.config.option.markexpr: pytest.skip('asked for by `make test-lab`')
+    file, limit = lab.folder/nb, float(os.environ.get('JUMPRELU_SAE_LAB_SECONDS', 60))
+    if not os.environ.get('LAB_SLOW'): leave_out_slow(file)
+    before = without_outputs(file)
+    opened(page, lab, nb)
+    start = time.monotonic()
+    run_all(page, 1_000_000)
+    seconds = time.monotonic() - start
+    print(f'\n{nb}: {seconds:.1f} s', flush=True)
+    save(page)
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    assert without_outputs(file) == before, 'running it changes more than outputs'
+    others = [p for d in ('nbs', 'results') for p in (lab.folder/d).rglob('*')
+        if p.is_file() and '.ipynb_checkpoints' not in p.parts and not (root/p.relative_to(lab.folder)).exists()]
+    assert not others, 'running it leaves files'
+    assert seconds <= limit

@@ -54,7 +54,7 @@ def pins():
     return {canonicalize_name(n): v for n, v in (l.split('==') for l in lines if l)}
 
 
-EXTRAS = ('lm', 'embedded', 'report', 'notebooks', 'dev', 'all')
+EXTRAS = ('lm', 'embedded', 'report', 'notebooks', 'dev', 'docs', 'all')
 
 
 def named(extra=''):
@@ -75,7 +75,8 @@ def test_the_base_install_is_small():
 def test_extras_hold_what_they_say():
     names = {e: {r.name for r in named(e)} for e in EXTRAS}
     assert {k.removesuffix('_requirements') for k in settings() if k.endswith('_requirements')} == set(EXTRAS)
-    assert names['all'] == set.union(*(names[e] for e in EXTRAS if e != 'all'))
+    assert names['all'] == set.union(*(names[e] for e in EXTRAS if e not in ('all', 'docs')))
+    assert not names['docs'] & names['all'], 'the site is built in an environment of its own'
     assert names['lm'] < names['embedded'] and names['report'] < names['notebooks'] < names['dev']
     assert not names['lm'] & names['report'] and not names['all'] & {r.name for r in named()}
 
