@@ -16,12 +16,12 @@ import html, json, math, os, re, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.special import ndtr, ndtri
 
 from .core import UserError, fingerprint, is_whole, make_folder, read_json, require, write_json, writing
@@ -35,6 +35,18 @@ river flood dam canal lake ferry bank spring; senate vote ballot party clerk mot
 winter snow frost ice wind storm hail thaw; mine ore iron copper shaft lamp smelter silver'''
 _COMMON = 'the of and to in a that is was for it with as his on be at by had not are but from or have an they which'
 
+@lru_cache(maxsize=1)
+def _toy_text(docs=240, length=120):
+    "Topics, all words, and a made-up text: (docs·length,) words"
+    topics = [t.split() for t in _TOPICS.split(';')]
+    every = sorted({w for t in topics for w in t})
+    g = np.random.default_rng(99)
+    common, any_word = g.choice(_COMMON.split(), docs*length), g.choice(every, docs*length)
+    chance = 1/(1 + np.arange(8))
+    own = np.array(topics)[np.repeat(np.arange(docs) % len(topics), length), g.choice(8, docs*length, p=chance/chance.sum())]
+    kind = g.random(docs*length)
+    return topics, every, np.where(kind < .4, common, np.where(kind < .7, own, any_word))
+
 class ToyFirings:
     "Made-up text and latents with the face of `Firings`: `of`, `count`, `n_tokens` and `excerpt`"
     def __init__(self,
@@ -44,17 +56,8 @@ class ToyFirings:
         gap: float = 0.,    # no value is below it, in that unit
         seed: int = 0,      # of the latents; the text is the same for all
     ):
-        topics = [t.split() for t in _TOPICS.split(';')]
-        common, every = _COMMON.split(), sorted({w for t in topics for w in t})
-        g = np.random.default_rng(99)
-        rare = 1/(1 + np.arange(8))
-        words = []
-        for d in range(240):
-            own = topics[d % len(topics)]
-            kind = g.random(120)
-            words += [str(g.choice(common)) if k < .4 else str(g.choice(own, p=rare/rare.sum())) if k < .7
-                else str(g.choice(every)) for k in kind]
-        self.words, self.n_tokens, self.length = np.array(words), len(words), 120
+        topics, every, self.words = _toy_text()
+        self.n_tokens, self.length = len(self.words), 120
         g = np.random.default_rng(seed)
         self.firing, self.is_clear = [], g.random(latents) < clear
         for c in self.is_clear:
@@ -155,7 +158,7 @@ def intruder_text(
     "A text for the odd one out, marked where another latent fires"
     for other in rng.permutation(others)[:60]:
         if other == latent: continue
-        at = int(rng.choice(firings.of(int(other))[0]))
+        at = int(rng.choice(np.asarray(firings.of(int(other))[0])))
         e = firings.excerpt(latent, at, before=width - 1, after=width - 1)
         text = text_window(e, width)
         if text is None or any(v != 0 for v in e.values): continue
@@ -282,7 +285,7 @@ class _Drawing:
                 self.population[g, s] = {a: len(p) for a, p in self.pools[g, s].items()}
 
     def sets(self, g, s, n):
-        pools, counts = self.pools[g, s], {a: f[g].count for a, f in self.sources.items()}
+        pools, counts = self.pools[g, s], {a: np.asarray(f[g].count) for a, f in self.sources.items()}
         texts = lambda a, u: self.texts(self.sources[a][g], u, pools[a])
         sets = _matched(pools, counts, n, self.rng, texts)
         if len(sets) < n:
@@ -978,7 +981,7 @@ def latent_draws(
 
 def _latent(r): return r.arm, r.group, r.latent if r.role != 'sham' else r.item
 
-def _cell(r): return r.arm, r.group, r.stratum
+def _cell(r): return (r.arm, r.group, r.stratum) if r.role in ('latent', 'repeat') else r.role
 
 def _bootstrap(rows, statistic, draws, seed):
     "statistic(weights of the ratings, (draws, n)) at weights 1 and at draws of latents"
@@ -1316,27 +1319,26 @@ def page_features(
     return dict(numbers=standard(numbers), words=standard(np.array(bags)))
 
 # %% ../nbs/33_rate.ipynb #33000062
-def _logistic(x, y, test, k, decay=.1):
-    "Multinomial logistic regression with weight decay; classes guessed for `test`"
-    x, test = (torch.as_tensor(v, dtype=torch.float64) for v in (x, test))
-    scale = x.shape[1]**.5
-    W, b = torch.zeros(x.shape[1], k, dtype=torch.float64, requires_grad=True), torch.zeros(k, dtype=torch.float64, requires_grad=True)
-    opt, target = torch.optim.LBFGS([W, b], max_iter=40, line_search_fn='strong_wolfe'), torch.as_tensor(y)
-    def loss():
-        opt.zero_grad()
-        l = torch.nn.functional.cross_entropy(x/scale @ W + b, target) + decay*W.square().sum()/len(y)
-        l.backward()
-        return l
-    opt.step(loss)
-    return (test/scale @ W + b).argmax(1).numpy()
+def _logistic(x, y, test, k, width, decay=.05, steps=80):
+    "Multinomial logistic regression with weight decay, by gradient with momentum; classes guessed for `test`"
+    x, test, target = x/width**.5, test/width**.5, np.eye(k)[y]      # rows of norm about 1
+    W, b, vW, vb = np.zeros((x.shape[1], k)), np.zeros(k), 0., 0.
+    for _ in range(steps):
+        z = x @ W + b
+        p = np.exp(z - z.max(1, keepdims=True))
+        off = p/p.sum(1, keepdims=True) - target
+        vW = .9*vW - (x.T @ off/len(y) + decay/len(y)*W)
+        vb = .9*vb - off.mean(0)
+        W, b = W + vW, b + vb
+    return (test @ W + b).argmax(1)
 
-def _nearest(x, y, test, k, n=7):
+def _nearest(x, y, test, k, width, n=7):
     "Majority among the n nearest, by cosine"
     unit = lambda v: v/np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
     near = np.argsort(-unit(test) @ unit(x).T, axis=1, kind='stable')[:, :n]
     return np.array([np.bincount(y[i], minlength=k).argmax() for i in near])
 
-def _centroid(x, y, test, k):
+def _centroid(x, y, test, k, width):
     "The class whose mean lies nearest"
     means = np.stack([x[y == c].mean(0) for c in range(k)])
     return ((test[:, None] - means)**2).sum(-1).argmin(1)
@@ -1361,50 +1363,55 @@ def wilson(
     mid, half = (k + z*z/2)/(n + z*z), z*math.sqrt(k*(n - k)/n + z*z/4)/(n + z*z)
     return float(mid - half), float(mid + half)
 
+def _views(page, key):
+    "Latents' ids and what the inspector sees of them, turned into as few dimensions as there are items: distances stay"
+    feats = page_features(page)
+    feats = dict(all=np.concatenate(list(feats.values()), 1), words=feats['words'], numbers=feats['numbers'])
+    use = [i for i, item in enumerate(page['items']) if key['items'][item['id']]['role'] == 'latent']
+    def turned(x):
+        u, s, _ = np.linalg.svd(x[use], full_matrices=False)
+        return u*s, x.shape[1]
+    return [page['items'][i]['id'] for i in use], {k: turned(x) for k, x in feats.items()}
+
+def _inspected(views, arms, folds, seed):
+    "Guesses, given the arm of each latent"
+    y, k = _codes(arms)
+    fold, g = np.empty(len(y), int), np.random.default_rng(seed)
+    for c in range(k):                                       # every fold has equally many of each arm
+        here = g.permutation(np.flatnonzero(y == c))
+        fold[here] = np.arange(len(here)) % folds
+    out = []
+    for sees, (x, width) in views.items():
+        for tool, f in TOOLS.items():
+            right = sum((f(x[fold != j], y[fold != j], x[fold == j], k, width) == y[fold == j]).sum() for j in range(folds))
+            out.append(Guess(tool, sees, float(right/len(y)), *wilson(right, len(y)), len(y)))
+    return out
+
 def inspect_page(
     page: dict,     # of a Study: all that the inspector sees
     key: dict,      # what he is told of the items he learns from, and how he is marked
     folds: int = 5, # of cross-validation, latents in folds
     seed: int = 0,
-    arms: dict|None = None, # item -> arm, instead of the key's: for a permutation test
 ) -> list[Guess]:
     "Can the architecture of a latent be told from the page? Each tool on each view, cross-validated; chance is 1/arms"
-    feats = page_features(page)
-    feats['all'] = np.concatenate(list(feats.values()), 1)
-    use = [i for i, item in enumerate(page['items']) if key['items'][item['id']]['role'] == 'latent']
-    ids = [page['items'][i]['id'] for i in use]
-    names = sorted(key['arms'])
-    y = np.array([names.index((arms or {}).get(i, key['items'][i]['arm'])) for i in ids])
-    fold = np.empty(len(y), int)
-    g = np.random.default_rng(seed)
-    for c in range(len(names)):                              # every fold has equally many of each arm
-        here = g.permutation(np.flatnonzero(y == c))
-        fold[here] = np.arange(len(here)) % folds
-    out = []
-    for sees in ('all', 'words', 'numbers'):
-        x = feats[sees][use]
-        for tool, f in TOOLS.items():
-            right = sum((f(x[fold != k], y[fold != k], x[fold == k], len(names)) == y[fold == k]).sum() for k in range(folds))
-            out.append(Guess(tool, sees, float(right/len(y)), *wilson(right, len(y)), len(y)))
-    return out
+    ids, views = _views(page, key)
+    return _inspected(views, [key['items'][i]['arm'] for i in ids], folds, seed)
 
 def chance_of_best(
-    page: dict, key: dict,  # of a Study
-    n: int = 99,            # permutations
-    seed: int = 0,
-) -> float:                 # p: how often the best of all guesses is as good when arms mean nothing
+    page: dict, key: dict, # of a Study
+    n: int = 99,           # permutations
+    folds: int = 5, seed: int = 0,
+) -> float:                # p: how often the best of all guesses is as good when arms mean nothing
     "Permutation test of the best guess: arms are exchanged within matched sets, so that everything else stays"
-    best = lambda guesses: max(g.right for g in guesses)
-    real, g, sets = best(inspect_page(page, key)), np.random.default_rng(seed), {}
-    for i, k in key['items'].items():
-        if k['role'] == 'latent': sets.setdefault((k['group'], k['stratum'], k['set']), []).append(i)
-    hits = 0
+    ids, views = _views(page, key)
+    arms = np.array([key['items'][i]['arm'] for i in ids])
+    matched, _ = _codes([tuple(key['items'][i][k] for k in ('group', 'stratum', 'set')) for i in ids])
+    best = lambda arms: max(v.right for v in _inspected(views, arms.tolist(), folds, seed))
+    real, g, hits = best(arms), np.random.default_rng(seed), 0
     for _ in range(n):
-        mixed = {}
-        for ids in sets.values():
-            arms = [key['items'][i]['arm'] for i in ids]
-            mixed.update(zip(ids, (arms[j] for j in g.permutation(len(arms)))))
-        hits += best(inspect_page(page, key, arms=mixed)) >= real
+        mixed = arms.copy()
+        for s in np.unique(matched): mixed[matched == s] = g.permutation(arms[matched == s])
+        hits += best(mixed) >= real
     return (hits + 1)/(n + 1)
 
 def inspector_table(
