@@ -26,7 +26,7 @@ OUT = Path(__file__).parent.parent/'results'/'causal'
 SITE, KS, SUFFICIENCY_KS, K = 'resid.9', (1, 2, 4, 8, 16), (1, 4, 16, 32), 4
 D_SAE = 2048                    # latents
 RIGHT = .9                      # a contrast stays when the model is right on at least this share of its rows
-MOST = 28                       # pairs of a contrast: half of them rank, half judge
+MOST = 24                       # pairs of a contrast: half of them rank, half judge
 PLACES, WORDS = 16, 16_384      # places of ordinary text; KL is of the prediction among so many words, the likeliest
 ROWS, LENGTH, EVERY = 8, 32, 3  # rows, their tokens, and every so many predictions judged, for sufficiency
 ARCHS = ('jumprelu', 'topk', 'gated', 'batchtopk', 'relu')
@@ -48,7 +48,7 @@ class Bench:
         self.acts = open_acts()
         self.lm, self.rule, self.mean = self.acts.lm, self.acts.rule, self.acts.mean
         x = self.acts.side.x
-        self.sample = x[::len(x)//4096][:4096].clone()   # training activations: of covariances, PCA and units' means
+        self.sample = x[::max(1, len(x)//4096)][:4096].clone()   # training activations: of covariances, PCA and units' means
         every = PatchStudy(self.lm, list(CONTRASTS.values()), SITE, MOST)
         self.accuracy, self.study = every.accuracy(), every.known(RIGHT)
         self.names = self.study.names
@@ -117,7 +117,7 @@ def load_arm(arm, bench, saes, l0s):
     arch, setting, seed = arm
     if arch in ARCHS:
         sae = js.load_sae(saes[arm])
-        return sae, sae.metadata['jumprelu_sae'].get('key') or fingerprint(saes[arm].name)
+        return sae, (sae.metadata.get('jumprelu_sae') or {}).get('key') or fingerprint(saes[arm].name)
     from jumprelu_sae.floors import random_dictionary, shuffled_decoder, soft_frozen
     if arch in ('neurons', 'rotation', 'PCA'): return complete_basis(arch, bench.sample, seed), arch
     if arch == 'random': return random_dictionary(bench.acts, D_SAE, 32, seed), arch

@@ -170,7 +170,7 @@ CONTRASTS = {c.name: c for c in (
         'salesman saleswoman, businessman businesswoman, guy gal, chairman chairwoman, wizard witch, '
         'policeman nurse')),
     Contrast('tense', 'then or now?', _words('was were had did saw said'), _words('is are has does sees says'),
-        ('Every man who{} there', 'When he{} home, he'), _pairs(
+        ('Every man who{} there',), _pairs(
         'walked walks, came comes, went goes, ran runs, looked looks, worked works, lived lives, moved moves, '
         'turned turns, returned returns, rode rides, drove drives, wrote writes, called calls, arrived arrives, '
         'fell falls, stood stands, sat sits, stayed stays, rushed rushes, jumped jumps, stepped steps, talked talks, '
@@ -572,14 +572,14 @@ def log_ratios(
 
 def centre_draws(
     v,              # a number for each seed and place, (seeds, n_places)
-    n: int = 2000,  # draws of places
+    n: int = 1000,  # draws of places
     seed: int = 0,  # of the draws
 ) -> np.ndarray:    # (1 + n, seeds): Hodges–Lehmann of each draw; row 0 is the sample
     "Places are drawn with all that was measured there: they are what is independent"
     v = np.asarray(v, float)
     v = v[:, np.isfinite(v).all(0)]
     which = np.random.default_rng(seed).integers(v.shape[1], size=(n, v.shape[1]))
-    return np.stack([hodges_lehmann(v), *(hodges_lehmann(v[:, w]) for w in which)])
+    return np.concatenate([hodges_lehmann(v)[None], hodges_lehmann(v[:, which]).T])
 
 # %% ../nbs/34_causal.ipynb #f7464d14
 @torch.no_grad()

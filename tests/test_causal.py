@@ -44,7 +44,8 @@ def done(acts, tmp_path_factory):
             for seed in (0, 1):
                 setting = dict(jumprelu='target_l0', topk='k', batchtopk='k').get(arch, 'coef')
                 sae = make_sae(SAEConfig(arch, acts.d_in, 64, **{setting: v}), seed)
-                sae.finish(acts.scaler, acts.metadata() | dict(jumprelu_sae=acts.metadata().get('jumprelu_sae', {}))).save(saes/f'{arch}-{v:g}-seed{seed}')
+                sae.train().loss(acts.scaler(acts.side.x[:256]))       # BatchTopK takes its threshold from a batch
+                sae.eval().finish(acts.scaler, acts.metadata()).save(saes/f'{arch}-{v:g}-seed{seed}')
     contrasts = {n: Contrast(n, '?', tuple(a), tuple(b), ('x{}y', 'say {} or '), LETTERS)
         for n, a, b in (('one', 'no', 'm'), ('two', 'e', 'ai'))}
     m.OUT, m.SITE, m.MOST, m.PLACES, m.WORDS, m.RIGHT, m.D_SAE = out, 'resid.1', 8, 4, 200, 0., 64
