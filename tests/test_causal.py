@@ -5,13 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jumprelu_sae import causal
 from jumprelu_sae.activations import activations
-from jumprelu_sae.causal import (CONTRASTS, Contrast, PatchStudy, Place, Suffix, ablate, centre_draws, places, promoted_words,
-    share_draws, slow_final, verdict)
+from jumprelu_sae.causal import CONTRASTS, Contrast, PatchStudy, Place, ablate, places, share_draws, verdict
 from jumprelu_sae.core import Settings, UserError, read_json
 from jumprelu_sae.intervals import mean_intervals
-from jumprelu_sae.lm import load_lm
 from jumprelu_sae.sae import SAEConfig, make_sae
 
 root = Path(__file__).parent.parent
@@ -92,7 +89,8 @@ def test_summary_is_by_hand(done):
         for c, f in zip(shared['kept'], shared['full'])]) for seed in (0, 1)])
     assert row['share']['4'][0] == pytest.approx(want)
     assert row['share']['4'][1] <= want <= row['share']['4'][2]
-    kl = [[np.median(np.log([k[0]/k[2] for k in p['kl']])) for p in arms[f'topk-32-seed{seed}']['ablate']['places']] for seed in (0, 1)]
+    kl = [[np.median(np.log([k[0]/k[2] for k in p['kl']])) for p in arms[f'topk-32-seed{seed}']['ablate']['places']]
+          for seed in (0, 1)]
     pairs = [[(a + b)/2 for i, a in enumerate(o) for b in o[i:]] for o in kl]
     assert row['ablation']['covariance'][0] == pytest.approx(math.exp(np.mean([np.median(o) for o in pairs])), rel=1e-3)
 
@@ -116,7 +114,8 @@ def test_places_are_ordinary_text(acts):
     assert len({tuple(r[0].tolist()) for r, _ in chosen}) == 6
     for row, pos in chosen:
         assert 4 <= pos < 20 and row.shape == (1, pos + 2) and int(row[0, 0]) == acts.lm.tokenizer.bos_token_id
-        assert any((t.ids[i, :pos + 2] == row[0]).all() and t.mask[i, pos] and t.mask[i, pos + 1] for i in range(len(t.ids)))
+        same = (t.ids[:, :pos + 2] == row[0]).all(1)
+        assert (same & t.mask[:, pos] & t.mask[:, pos + 1]).any()
     with pytest.raises(UserError, match='lower n'): places(acts, 10**6)
 
 
@@ -161,7 +160,8 @@ def test_seeds_and_words_both_widen():
 
 def test_english_contrasts_are_well_formed():
     for c in CONTRASTS.values():
-        assert len(c.pairs) >= 16 and all(len(p) == 2 and all(w.startswith(' ') and w.count(' ') == 1 for w in p) for p in c.pairs)
+        assert len(c.pairs) >= 16 and {len(p) for p in c.pairs} == {2}
+        assert all(w.startswith(' ') and w.count(' ') == 1 for p in c.pairs for w in p)
         assert all(t.count('{}') == 1 for t in c.templates) and not set(c.first) & set(c.second)
         assert len(set(c.pairs)) == len(c.pairs)
 
