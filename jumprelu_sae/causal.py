@@ -183,7 +183,8 @@ CONTRASTS = {c.name: c for c in (
         'friend letter, brother song, sister game, mother door, father window, leader plan, officer program, '
         'lady chair, child apple, actor film, singer guitar, writer novel, lawyer document, priest church, '
         'neighbor garden')),
-    Contrast('degree', 'more, or just so?', _words('than'), _words('and but'), ('Her house is{}', 'The road was{}'), _pairs(
+    Contrast('degree', 'more, or just so?', _words('than'), _words('and but'), ('Her house is{}', 'The road was{}'),
+        _pairs(
         'bigger big, older old, smaller small, stronger strong, weaker weak, faster fast, slower slow, taller tall, '
         'shorter short, longer long, richer rich, poorer poor, cheaper cheap, safer safe, wider wide, deeper deep, '
         'darker dark, lighter light, cleaner clean, warmer warm, colder cold, younger young, newer new, larger large, '
