@@ -454,14 +454,18 @@ def judged_elsewhere(
 # %% ../nbs/30_evaluate.ipynb #7f96695e
 class Evaluation(Result):
     "A Result of `evaluate`; as text, the table of every metric with its interval"
-    def __str__(self) -> str: return evaluation_table(self)
+
+    def __str__(self) -> str:
+        return evaluation_table(self)
 
 class Evaluator:
     "Held-out activations and text on which many SAEs are judged; what these have in common is computed once"
-    def __init__(self,
-        acts: Activations, # model, site and held-out text
-        n_lm: int = 4096, # tokens of the language-model metrics; 0 for none
-        **kwargs,         # of `ResumedForward`: batch_rows, max_bytes
+
+    def __init__(
+        self,
+        acts: Activations,  # model, site and held-out text
+        n_lm: int = 4096,  # tokens of the language-model metrics; 0 for none
+        **kwargs,  # of `ResumedForward`: batch_rows, max_bytes
     ):
         "UserError for more tokens than are held out; nothing is computed yet"
         held = acts.tokens['test'].n_tokens
@@ -472,27 +476,30 @@ class Evaluator:
         self.acts, self.n_lm, self.kwargs = acts, n_lm, kwargs
 
     @cached_property
-    def test(self) -> dict: return self.acts.part('test') # x raw (n, d_in), doc (n,)
+    def test(self) -> dict:
+        return self.acts.part('test')  # x raw (n, d_in), doc (n,)
 
     @cached_property
     def lm_eval(self) -> LMEval:
         return LMEval(self.acts.lm, self.acts.tokens['test'], self.acts.site, self.n_lm, **self.kwargs)
 
-    def metrics(self,
-        sae,                       # finished
-        rule: Callable|None = None, # raw activations -> bool, True where massive
-        mean: Tensor|None = None,  # raw training mean, (d_in,); None: the SAE's own
-        full: bool = True,         # also `full_metrics`
-    ) -> tuple[dict, dict]:        # metrics, arrays
+    def metrics(
+        self,
+        sae,  # finished
+        rule: Callable | None = None,  # raw activations -> bool, True where massive
+        mean: Tensor | None = None,  # raw training mean, (d_in,); None: the SAE's own
+        full: bool = True,  # also `full_metrics`
+    ) -> tuple[dict, dict]:  # metrics, arrays
         "All numbers of one SAE"
         m, a = evaluate_activations(sae, self.test['x'], self.test['doc'], rule, mean=mean)
-        if not self.n_lm: return m, a
+        if not self.n_lm:
+            return m, a
         ml, al = self.lm_eval.delta(sae, rule, with_massive=True, full=full, mean=mean)
         return m | ml, a | al
 
 def massive_rule(
-    sae,               # finished
-    acts: Activations, # asked where the SAE does not say
+    sae,  # finished
+    acts: Activations,  # asked where the SAE does not say
 ) -> MassiveRule:
     "Which tokens are massive: by the SAE's own training"
     said = _ours(sae).get('massive')
@@ -500,8 +507,8 @@ def massive_rule(
 
 def sparsity_target(
     arch: str,  # architecture
-    ours: dict, # what the SAE says of its training
-) -> float|None: # None: it does not say
+    ours: dict,  # what the SAE says of its training
+) -> float | None:  # None: it does not say
     "The value of the setting that made an SAE sparse: by its recipe, else by any recipe of its architecture"
     how, own = look(arch), ours.get('config') or {}
     settings = {name: r.get('setting', how.setting) for name, r in how.recipes.items()}
@@ -515,47 +522,58 @@ def _facts(sae, acts) -> dict:
     facts = dict(arch=arch, target=sparsity_target(arch, ours), seed=ours.get('seed', 0), key=ours.get('key'))
     facts |= dict(d_in=acts.d_in, d_sae=getattr(cfg, 'd_sae', None), site=str(acts.site), seq_len=acts.seq_len)
     weights = next(iter(sae.parameters()), None) if hasattr(sae, 'parameters') else None
-    if weights is not None: facts |= dict(dtype=str(weights.dtype).removeprefix('torch.'))
+    if weights is not None:
+        facts |= dict(dtype=str(weights.dtype).removeprefix('torch.'))
     return facts | dict(data=acts.identity(), tokens_sha256=acts.tokens['test'].sha)
 
 def check_fit(
-    sae,               # finished
-    acts: Activations, # to judge it on
-    elsewhere: bool = False, # although they are not what it was trained on?
-) -> dict:             # what differs: `elsewhere`, in what they are; `run_otherwise`, in how the model is run
+    sae,  # finished
+    acts: Activations,  # to judge it on
+    elsewhere: bool = False,  # although they are not what it was trained on?
+) -> dict:  # what differs: `elsewhere`, in what they are; `run_otherwise`, in how the model is run
     "UserError that names what differs, before anything runs"
     if not getattr(sae, 'finished', True):
         raise UserError('this SAE is in training and takes scaled activations: call finish(scaler, metadata) first')
     width = getattr(getattr(sae, 'cfg', None), 'd_in', acts.d_in)
     if width != acts.d_in:
-        raise UserError(f'this SAE takes activations of width {width}, and {acts.site} has {acts.d_in}: '
-                        'give the model and site that it was trained on')
+        raise UserError(
+            f'this SAE takes activations of width {width}, and {acts.site} has {acts.d_in}: '
+            'give the model and site that it was trained on'
+        )
     apart, how = judged_elsewhere(sae, acts)
     if apart and not elsewhere:
-        raise UserError(f"not what this SAE was trained on ({'; '.join(apart)}): "
-                        'give those activations, or elsewhere=True to judge it here all the same')
+        raise UserError(
+            f"not what this SAE was trained on ({'; '.join(apart)}): "
+            'give those activations, or elsewhere=True to judge it here all the same'
+        )
     for line in apart:
-        if line not in acts.elsewhere: log.warning('judged elsewhere than trained: %s', line)
+        if line not in acts.elsewhere:
+            log.warning('judged elsewhere than trained: %s', line)
     return dict(elsewhere=apart, run_otherwise=how)
 
 def evaluate(
-    sae,                     # finished (`04_sae`), or anything with `encode` and `decode` on raw activations
-    acts: Activations|Evaluator|None = None, # an `Evaluator` for many SAEs; None: what the SAE was trained on
-    n_lm: int = 4096,        # tokens of the language-model metrics (0: none); an Evaluator has its own
-    full: bool = True,       # also KL, loss recovered and effective sparsity: about five times the work
-    elsewhere: bool = False, # judge it although these are not the activations it was trained on?
-    device: str|None = None, # where to run the SAE; None: where it is
-    n_test: int = 16_384,    # held-out activations, where `acts` are not given
-) -> Evaluation:             # its `str` is the table
+    sae,  # finished (`04_sae`), or anything with `encode` and `decode` on raw activations
+    acts: Activations | Evaluator | None = None,  # an `Evaluator` for many SAEs; None: what the SAE was trained on
+    n_lm: int = 4096,  # tokens of the language-model metrics (0: none); an Evaluator has its own
+    full: bool = True,  # also KL, loss recovered and effective sparsity: about five times the work
+    elsewhere: bool = False,  # judge it although these are not the activations it was trained on?
+    device: str | None = None,  # where to run the SAE; None: where it is
+    n_test: int = 16_384,  # held-out activations, where `acts` are not given
+) -> Evaluation:  # its `str` is the table
     "Judge an SAE on held-out activations and text; UserError first when these are not what it was trained on"
-    if device is not None: check_device(device)
-    if acts is None: acts = held_out(sae, n_test=n_test, device=device or str(_device(sae)))
+    if device is not None:
+        check_device(device)
+    if acts is None:
+        acts = held_out(sae, n_test=n_test, device=device or str(_device(sae)))
     if not isinstance(acts, (Activations, Evaluator)):
-        raise UserError(f'{type(acts).__name__} is no set of activations: give what activations(lm, corpus, site=…) returns')
+        raise UserError(
+            f'{type(acts).__name__} is no set of activations: give what activations(lm, corpus, site=…) returns'
+        )
     judge = acts if isinstance(acts, Evaluator) else Evaluator(acts, n_lm)
     acts = judge.acts
     differs = check_fit(sae, acts, elsewhere)
-    if device is not None: sae = copy.deepcopy(sae).to(device)
+    if device is not None:
+        sae = copy.deepcopy(sae).to(device)
     rule, ours = massive_rule(sae, acts), _ours(sae)
     mean = None if any(ours.get('mean') or []) else acts.mean
     metrics, arrays = judge.metrics(sae, rule, mean, full)
