@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'PALETTE', 'UserError', 'is_whole', 'is_number', 'require', 'make_folder', 'writing', 'write_json',
            'read_json', 'sha256', 'fingerprint', 'differences', 'save_tensors', 'load_tensors', 'cache_dir', 'Scaler',
            'ActivationStream', 'check_state', 'place_in', 'content_hash', 'TensorStream', 'SyntheticStream', 'versions',
-           'git_commit', 'device_name', 'run_env', 'check_device', 'Settings', 'Result']
+           'git_commit', 'device_name', 'run_env', 'check_device', 'Settings', 'Result', 'Table']
 
 # %% ../nbs/00_core.ipynb #176fea0d
 import contextlib, hashlib, importlib, json, math, os, platform, subprocess, tempfile, time
@@ -466,6 +466,39 @@ class Result:
         if not isinstance(d, dict) or d.get('format') != 1 or not {'name', 'config', 'metrics'} <= d.keys() <= fields:
             raise UserError(f'{path} is no result of format 1: delete it and run again')
         return cls(**d)
+
+# %% ../nbs/00_core.ipynb #c666db91
+class Table:
+    "Rows for a reader: Markdown where it is drawn, aligned text elsewhere; numbers to the right, words to the left"
+    def __init__(self,
+        rows: list[dict], # a missing key or None leaves the cell empty (–); floats get four digits
+        columns: list[str]|None = None, # which, in which order; None: all
+    ):
+        self.columns = list(columns or dict.fromkeys(k for r in rows for k in r))
+        self.cells = [[self._cell(r.get(c)) for c in self.columns] for r in rows]
+        self.right = [all(map(self._number, column)) for column in zip(*self.cells)] or [False]*len(self.columns)
+
+    @staticmethod
+    def _cell(v) -> str:
+        if v is None or v != v: return '–'
+        return f'{v:.4g}' if isinstance(v, float) else ' '.join(str(v).split())
+
+    @staticmethod
+    def _number(text: str) -> bool:
+        return text in ('', '–') or text.lstrip('+-−')[:1].isdigit()
+
+    def _repr_markdown_(self) -> str:
+        def line(values): return '| ' + ' | '.join(values) + ' |'
+        escape = str.maketrans({'|': '&#124;', '<': '&lt;', '&': '&amp;', '*': '&#42;', '_': '&#95;', '`': '&#96;', '$': '&#36;'})
+        marks = ['--:' if r else ':--' for r in self.right]
+        return '\n'.join([line(v.translate(escape) for v in self.columns), line(marks),
+            *(line(v.translate(escape) for v in row) for row in self.cells)])
+
+    def __repr__(self) -> str:
+        columns = [[name, *values] for name, *values in zip(self.columns, *self.cells)]
+        wide = [max(map(len, c)) for c in columns]
+        aligned = [[v.rjust(w) if r else v.ljust(w) for v in c] for c, w, r in zip(columns, wide, self.right)]
+        return '\n'.join('  '.join(line).rstrip() for line in zip(*aligned))
 
 # %% ../nbs/00_core.ipynb #2782b7d4
 PALETTE = dict(
