@@ -489,7 +489,7 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         def line(values): return '| ' + ' | '.join(values) + ' |'
-        escape = str.maketrans({'|': '&#124;', '<': '&lt;', '&': '&amp;', '*': '&#42;', '_': '&#95;', '`': '&#96;', '$': '&#36;'})
+        escape = str.maketrans({c: f'&#{ord(c)};' for c in '|<&*_`$'})
         marks = ['--:' if r else ':--' for r in self.right]
         return '\n'.join([line(v.translate(escape) for v in self.columns), line(marks),
             *(line(v.translate(escape) for v in row) for row in self.cells)])

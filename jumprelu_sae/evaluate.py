@@ -364,16 +364,22 @@ def attribution(
     rule: Callable|None = None, # raw activations -> bool, True where massive
 ) -> Tensor:          # y, (n, d_sae)
     "y = f ⊙ ∂L/∂f for one token of each row, at the spliced site"
-    half, r, leaf = ev.half, torch.arange(len(rows)), []
-    base = splice_fn(sae, ev.tokens.mask[rows], rule)
-    def fn(v):
-        with torch.no_grad(): out, f = base(v), sae.encode(v[r, pos].to(_device(sae)).float())
+    half, at = ev.half, (torch.arange(len(rows)), pos)  # one place in each row
+    splice_all = splice_fn(sae, ev.tokens.mask[rows], rule)
+    leaf = []  # the latents of the chosen tokens, as a leaf of autograd's graph
+
+    def splice_through_leaves(v):
+        with torch.no_grad():
+            out = splice_all(v)
+            f = sae.encode(v[at].to(_device(sae)).float())
         leaf.append(f.detach().requires_grad_())
-        out[r, pos] = sae.decode(leaf[-1]).to(out)
+        out[at] = sae.decode(leaf[-1]).to(out)
         return out
+
     with torch.enable_grad():
-        L = centred_logit(half.lm, half.final(rows, fn)[r, pos], half._ids(rows)[r, pos+1])
-        g, = torch.autograd.grad(L.sum(), leaf)
+        final = half.final(rows, splice_through_leaves)[at]
+        L = centred_logit(half.lm, final, half._ids(rows)[at[0], pos+1])
+        (g,) = torch.autograd.grad(L.sum(), leaf)
     return (leaf[0].detach()*g).float().cpu()
 
 # %% ../nbs/30_evaluate.ipynb #8bf2ea58

@@ -268,8 +268,20 @@ def test_minutes(root):
     assert b.minutes(Stop('01_one', '', only='Part')) == pytest.approx(3.5 + 3)
 
 
+def test_paths_in_a_page(root, capsys):
+    "Written between the two comments, and followed when a notebook is renamed"
+    write(root / 'nbs/glossary.ipynb', [md(f'# Words\n\n{book.PATHS_OPEN}\nold\n{book.PATHS_CLOSE}\n\nafter')])
+    book.main([], root)
+    source = cells(root, 'glossary')[0]['source']
+    assert '| 2 | [02_two](02_two.ipynb) | and | 5 |' in source and 'old' not in source and source.endswith('after')
+    assert '[← Words](glossary.ipynb)' in cells(root, '01_one')[0]['source']
+    (root / 'nbs/02_two.ipynb').unlink()
+    assert book.main(['--check'], root) == 1
+    assert 'stops at 02_two' in capsys.readouterr().err
+
+
 def test_paths_are_printed(root, capsys):
     assert book.main(['--paths'], root) == 0
     out = capsys.readouterr().out
-    assert '| 1 | [01_one](01_one.ipynb), up to “Exercises” | why | 1 |' in out
-    assert '| | | together | 2 |' in out and '09_x' not in out
+    assert '| 1 | [01_one](01_one.ipynb), up to “Exercises” | why | 5 |' in out
+    assert '| | | together | 10 |' in out and '09_x' not in out

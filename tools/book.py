@@ -13,6 +13,7 @@ as Markdown, for the index. It may be run any number of times; `make export` bef
 - **An empty cell for the reader's attempt** stands before every folded solution.
 - **Metadata.** Exactly the kernel's name: what nbdev-clean leaves, and what JupyterLab saves again under `make lab`,
   which cleans on saving.
+- **Reading paths** as tables with times, wherever a notebook has the two comments for them (the glossary has).
 - **Links.** A relative link in a markdown cell that leads nowhere is a problem that `--check` reports."""
 
 import argparse, ast, hashlib, json, re, sys
@@ -22,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OPEN, CLOSE = '<!-- nav: written by tools/book.py -->', '<!-- /nav -->'
 BLOCK = re.compile(re.escape(OPEN) + r'.*?' + re.escape(CLOSE) + r'\n*', re.S)
+PATHS_OPEN, PATHS_CLOSE = '<!-- paths: written by tools/book.py -->', '<!-- /paths -->'
+PATHS_BLOCK = re.compile(re.escape(PATHS_OPEN) + r'.*?' + re.escape(PATHS_CLOSE), re.S)
 METADATA = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
 ATTEMPT = '# Your attempt'
 NUMBERED = re.compile(r'\d\d_\w+')
@@ -46,8 +49,8 @@ PATHS = {
         Stop('03_expected_loss', 'why that gradient is right', until='What the straight-through estimator sends'),
         Stop('04_sae', 'five architectures behind one interface', until='Do they do what the table says?'),
         Stop('30_evaluate', 'how to tell whether an SAE is faithful', until='Delta LM loss: does the model notice?'),
-        Stop('21_recipe', 'one SAE trained from start to end'),
-        Stop('31_frontier', 'the verdict', only='All architectures at equal L0'),
+        Stop('21_recipe', 'what training needs, and what each part is worth', until='Train one, in one line'),
+        Stop('31_frontier', 'the verdict', only='What was measured'),
         Stop('32_interpret', 'what latents look like', optional=True),
         Stop('36_dashboard', 'look at one yourself', optional=True),
         Stop('50_reproduction', 'the page with the answer', only='The answer'),
@@ -213,12 +216,15 @@ class Book:
             parts = parts[:2] + parts[k:end]
         return sum(m for _, _, m in parts)
 
+    def tables(self):
+        return '\n\n'.join(self.table(path) for path in self.paths)
+
     def table(self, path):
-        "One reading path as a Markdown table, with minutes"
-        rows = [f'| stop | {path} reads | to learn | minutes |', '|--:|---|---|--:|']
+        "One reading path as a Markdown table, in steps of five minutes so that a changed sentence changes nothing here"
+        rows = [f'| stop | {path} | to learn | minutes |', '|--:|:--|:--|--:|']
         total = 0
         for i, s in enumerate(self.stops(path), 1):
-            minutes = max(1, round(self.minutes(s)))
+            minutes = 5 * max(1, round(self.minutes(s) / 5))
             total += minutes
             part = f', up to “{s.until}”' if s.until else f', “{s.only}”' if s.only else ''
             rows.append(f'| {i} | [{s.notebook}]({s.notebook}.ipynb){part} | {s.why} | {minutes} |')
@@ -360,6 +366,8 @@ def with_nav(cells, n, nav):
 def applied(nb, n, book):
     "The notebook `nb` of name `n` as it should be"
     cells = with_attempts(nb['cells'], n)
+    tables = f'{PATHS_OPEN}\n\n{book.tables()}\n\n{PATHS_CLOSE}'
+    cells = [c | dict(source=PATHS_BLOCK.sub(lambda m: tables, c['source'])) for c in cells]
     if n != 'index':  # it becomes the README
         cells = with_nav(cells, n, book.nav(n))
     return nb | dict(cells=collapsed(cells), metadata=METADATA)
@@ -383,7 +391,7 @@ def main(argv=None, root=ROOT):
     a = p.parse_args(argv)
     book = Book(root)
     if a.paths:
-        print('\n\n'.join(book.table(path) for path in book.paths))
+        print(book.tables())
         return 0
     names = [name(f.resolve(), root) for f in a.notebook]
     todo = stale(book, names)
