@@ -21,6 +21,7 @@ def rectangle(
     "Eq. 12: the paper's kernel. Any other function with integral 1 may take its place"
     return (u.abs() < 0.5).to(u.dtype)
 
+# %% ../nbs/02_ste.ipynb #bb58337e
 def _window(pre, theta, bandwidth, kernel):
     "K((pre - theta)/bandwidth) as a new tensor; the rectangle in place, because this is training's hot path"
     u = (pre - theta).div_(bandwidth)

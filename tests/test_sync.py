@@ -36,7 +36,7 @@ def test_library_is_what_notebooks_export(exported, mod):
 def test_notebook_is_clean(nb):
     txt = nb.read_text(encoding='utf-8')
     d = loads(txt)
-    clean_nb(d, cfg.clear_all, clean_ids=cfg.clean_ids)
+    clean_nb(d, cfg.clear_all, allowed_cell_metadata_keys=cfg.get('allowed_cell_metadata_keys'), clean_ids=cfg.clean_ids)
     assert nb2str(d) == txt, f'run nbdev-clean --fname {nb}'
 
 @pytest.mark.parametrize('nb', nbs, ids=lambda p: p.stem)
