@@ -22,7 +22,7 @@ from jumprelu_sae.activations import activations
 from jumprelu_sae.core import Settings, UserError, read_json, run_env, write_json
 from jumprelu_sae.floors import half_directions, random_dictionary, rerandomised, soft_frozen
 from jumprelu_sae.interpret import (DENOMINATORS, MARGIN, by_frequency, common_l0, compare, described, explain, firings,
-    matched_scores, mean_score, read_scores, saved_saes, score_draws, score_sae)
+    matched_scores, mean_score, read_scores, saved_saes, score_draws, score_sae, token_share)
 from jumprelu_sae.intervals import mean_intervals
 from jumprelu_sae.recipe import train_sae
 from jumprelu_sae.sae import load_sae
@@ -84,7 +84,10 @@ def few_tokens():
         if path.exists() and config.items() <= read_json(path)['config'].items(): continue
         acts = activations(lm(LM), CORPUS, SITE, **FEW, settings=quiet)
         sae = train_sae('topk', acts, WIDTH, L0, n_tokens=FEW_SEEN, settings=quiet)
-        score_sae(sae, acts, name, config | dict(version=VERSION, **FEW), 1).save(path)
+        r, t = score_sae(sae, acts, name, config | dict(version=VERSION, **FEW), 1), acts.part('test')
+        loud = acts.rule(t['x'])
+        r.metrics['token_share'] = round(token_share(t['x'][~loud].float(), t['token'][~loud]), 4)
+        r.save(path)
         print(name, flush=True)
 
 

@@ -1067,6 +1067,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'jumprelu_sae.interpret.scores_result': ( 'interpret.html#scores_result',
                                                                                   'jumprelu_sae/interpret.py'),
                                         'jumprelu_sae.interpret.similar': ('interpret.html#similar', 'jumprelu_sae/interpret.py'),
+                                        'jumprelu_sae.interpret.token_share': ('interpret.html#token_share', 'jumprelu_sae/interpret.py'),
                                         'jumprelu_sae.interpret.weighed': ('interpret.html#weighed', 'jumprelu_sae/interpret.py')},
             'jumprelu_sae.intervals': { 'jumprelu_sae.intervals.Intervals': ('intervals.html#intervals', 'jumprelu_sae/intervals.py'),
                                         'jumprelu_sae.intervals.Metric': ('intervals.html#metric', 'jumprelu_sae/intervals.py'),

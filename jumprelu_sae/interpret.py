@@ -6,8 +6,8 @@
 __all__ = ['SHADE', 'KAPPA', 'ORDERS', 'LEAST', 'DENOMINATORS', 'BANDS', 'MARGIN', 'KEPT', 'Excerpt', 'Firings', 'firings',
            'excerpt_html', 'context_keys', 'key_tokens', 'context_counts', 'NGrams', 'ngram_html', 'explain', 'pearson',
            'ranking_scores', 'LatentScores', 'found_by_decile', 'ngram_scores', 'weighed', 'mean_score', 'by_frequency',
-           'collisions', 'similar', 'score_draws', 'matched_scores', 'common_l0', 'compare', 'scores_result',
-           'read_scores', 'score_sae', 'saved_saes', 'described', 'interpret_run']
+           'collisions', 'token_share', 'similar', 'score_draws', 'matched_scores', 'common_l0', 'compare',
+           'scores_result', 'read_scores', 'score_sae', 'saved_saes', 'described', 'interpret_run']
 
 # %% ../nbs/32_interpret.ipynb #4bb462fc
 import html, math, time, zlib
@@ -547,6 +547,21 @@ def collisions(
     own = [label for label in labels if label is not None]
     times = Counter(own)
     return sum(times[label] > 1 for label in own)/max(1, len(own))
+
+# %% ../nbs/32_interpret.ipynb #c9f9c368
+def token_share(
+    x,              # activations, (n, d_in)
+    token,          # the token of each, (n,)
+    least: int = 5, # types that occur less often are left out
+) -> float:         # 1: the token decides everything; about 0: nothing
+    "Share of variance explained by the current token (η², adjusted for the number of types)"
+    _, index, times = token.unique(return_inverse=True, return_counts=True)
+    x, index = x[times[index] >= least].double(), index[times[index] >= least]
+    _, index, times = index.unique(return_inverse=True, return_counts=True)
+    n, k = len(x), len(times)
+    means = torch.zeros(k, x.shape[1], dtype=x.dtype).index_add_(0, index, x)/times[:, None]
+    within, total = float((x - means[index]).square().sum()), float((x - x.mean(0)).square().sum())
+    return 1 - within/(n - k)*(n - 1)/total
 
 # %% ../nbs/32_interpret.ipynb #59a6b171
 MARGIN = .05 # of a mean Pearson r: differences below it do not matter; fixed before the runs were scored
