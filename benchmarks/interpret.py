@@ -1,16 +1,18 @@
-"""Are the latents of one architecture as readable as those of another? Every SAE of a folder and dictionaries that learned nothing, scored by n-gram explanations.
+"""Are the latents of one architecture as readable as those of another? Every SAE of a folder, and dictionaries that
+learned nothing, scored by n-gram explanations.
 
     python benchmarks/interpret.py SAES_FOLDER              # everything; goes on where it stopped
     python benchmarks/interpret.py SAES_FOLDER --n 15       # the first so many arms only, those nearest L0 = 32 first
     python benchmarks/interpret.py SAES_FOLDER --summary    # no scoring: the table of what is there
 
-Arms: every SAE (`SHORT` recipe, Gemma 3 270M, resid.9, State of the Union addresses); floors at L0 = 32: random tied dictionaries
-(three seeds; one seed at the other L0), principal components, neurons, random half-directions, soft-frozen TopK and JumpReLU; an SAE of a
-re-randomised Gemma, and, since that one is harvested anew and sees fewer tokens, one of the true Gemma on as many.
+Arms: every SAE (`SHORT` recipe, Gemma 3 270M, resid.9, State of the Union addresses); floors at L0 = 32: random tied
+dictionaries (three seeds; one seed at the other L0), principal components, neurons, random half-directions, soft-frozen
+TopK and JumpReLU; an SAE of a re-randomised Gemma, and, since that one is harvested anew and sees fewer tokens, one of
+the true Gemma on as many.
 
-Departures: explanations are fitted on every fourth row of the training side (62,464 of 249,856 tokens) and scored on the whole test side
-(32,768); the floors of the first kind are not trained. One process, one thread. Writes results/interpret/NAME.json for each arm, summary.json
-and examples.json. The margin of the verdict is `interpret.MARGIN`, fixed before the first arm was scored."""
+Departures: explanations are fitted on every fourth row of the training side (62,464 of 249,856 tokens) and scored on
+the whole test side (32,768). One process, one thread. Writes results/interpret/NAME.json for each arm, summary.json and
+examples.json. The margin of the verdict is `interpret.MARGIN`, fixed before the first arm was scored."""
 import argparse, math, time
 from functools import cache
 from pathlib import Path
@@ -20,16 +22,17 @@ from jumprelu_sae.activations import activations
 from jumprelu_sae.core import Settings, UserError, read_json, run_env, write_json
 from jumprelu_sae.floors import half_directions, random_dictionary, rerandomised, soft_frozen
 from jumprelu_sae.interpret import (DENOMINATORS, MARGIN, by_frequency, common_l0, compare, described, explain, firings,
-    matched_scores, mean_score, read_scores, saved_saes, score_draws, score_sae)
+    matched_scores, mean_score, read_scores, saved_saes, score_draws, score_sae, token_share)
 from jumprelu_sae.intervals import mean_intervals
 from jumprelu_sae.recipe import train_sae
 from jumprelu_sae.sae import load_sae
 
 OUT = Path(__file__).parent.parent/'results'/'interpret'
 LM, CORPUS, SITE, WIDTH, L0, EVERY, VERSION = 'gemma3-270m', 'sotu', 'resid.9', 2048, 32, 4, 1
-FEW = dict(n_train=32_768, n_val=1024, n_test=16_384)   # tokens of the re-randomised model, and of its control
+FEW = dict(n_train=24_576, n_val=512, n_test=8_192)   # tokens of the re-randomised model, and of its control
 PAIRS = (('jumprelu', 'gated'), ('jumprelu', 'topk'), ('jumprelu', 'batchtopk'), ('jumprelu', 'relu'))
 AT = (16, 32, 64, 128)
+FEW_SEEN = 124_928   # activations that their SAEs see in training: each about five times
 quiet = Settings(progress=False)
 
 
@@ -50,8 +53,8 @@ def rank(place):
 def floors(acts):
     "name -> (config, how to make it); the untrained ones first"
     def row(kind, seed, make, l0=L0): return dict(arch=kind, floor=kind, target=l0, seed=seed), make
-    untrained = {f'random-{L0}-seed{s}': row('random dictionary', s, lambda s=s: random_dictionary(acts(), WIDTH, L0, s))
-        for s in range(3)}
+    untrained = {f'random-{L0}-seed{s}': row('random dictionary', s,
+        lambda s=s: random_dictionary(acts(), WIDTH, L0, s)) for s in range(3)}
     for kind in ('pca', 'neurons', 'random'):
         name = dict(random='random directions').get(kind, kind)
         untrained[f'{kind}-{L0}'] = row(name, 0, lambda kind=kind: half_directions(kind, acts(), L0/(2*acts().d_in)))
@@ -80,15 +83,18 @@ def few_tokens():
         path = OUT/f'{name}.json'
         if path.exists() and config.items() <= read_json(path)['config'].items(): continue
         acts = activations(lm(LM), CORPUS, SITE, **FEW, settings=quiet)
-        sae = train_sae('topk', acts, WIDTH, L0, n_tokens=249_856, settings=quiet)
-        score_sae(sae, acts, name, config | dict(version=VERSION, **FEW), 1).save(path)
+        sae = train_sae('topk', acts, WIDTH, L0, n_tokens=FEW_SEEN, settings=quiet)
+        r, t = score_sae(sae, acts, name, config | dict(version=VERSION, **FEW), 1), acts.part('test')
+        loud = acts.rule(t['x'])
+        r.metrics['token_share'] = round(token_share(t['x'][~loud].float(), t['token'][~loud]), 4)
+        r.save(path)
         print(name, flush=True)
 
 
 def held(results, which, score='r3'):
     "Mean over seeds of one arm, with its 95 % interval (latents and, with several, seeds)"
-    draws = np.stack([score_draws(r.arrays[score], r.arrays['count'], which, 500, 31*i) for i, r in enumerate(results)], 1)
-    i = mean_intervals(draws[..., None], min(len(r.arrays['count']) for r in results))
+    draws = [score_draws(r.arrays[score], r.arrays['count'], which, 500, 31*i) for i, r in enumerate(results)]
+    i = mean_intervals(np.stack(draws, 1)[..., None], min(len(r.arrays['count']) for r in results))
     return dict(mean=float(i.mean[0]), lo=float(i.both[0, 0]), hi=float(i.both[1, 0]), seeds=len(results))
 
 
@@ -124,13 +130,13 @@ def summary():
         for k, rs in every.items() if rs}
     d['bands'] = {k: pooled_bands(rs) for k, rs in every.items() if rs}
     d['deciles'] = {k: np.mean([r.arrays['found'] for r in rs], 0).round(4).tolist() for k, rs in every.items() if rs}
-    d['curves'] = {a: [dict(l0=x) | {w: held_at(saes, a, x, w) for w in DENOMINATORS} for x in AT if covered(saes, a, x)]
-        for a in archs}
+    d['curves'] = {a: [dict(l0=x) | {w: held_at(saes, a, x, w) for w in DENOMINATORS} for x in AT
+        if covered(saes, a, x)] for a in archs}
     d['verdicts'] = verdicts(saes, archs)
     d['cpu_seconds'] = round(sum(r.metrics['cpu_seconds'] for r in results), 1)
     write_json(OUT/'summary.json', d | dict(env=run_env()))
     print(f"{len(saes)} SAEs, {len(floor)} floors, {d['cpu_seconds']/60:.1f} CPU-minutes of scoring")
-    for v in d['verdicts']:
+    for v in (v for v in d['verdicts'] if v['score'] == 'r3'):
         print(f"{v['a']} - {v['b']}, {v['denominator']}, {v['where']}: {v['difference']:+.3f} "
               f"[{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}], {v['seeds']} seeds: {v['verdict']}")
 
@@ -174,7 +180,8 @@ def examples(saes, acts):
     "Six latents of the JumpReLU SAE of seed 0 near L0 = 32, chosen by rule: at these quantiles of r3 among the scored"
     path = OUT/'examples.json'
     if path.exists(): return
-    name = next(n for n, p in sorted(saes.items(), key=lambda o: rank(o[1])) if rank(p)[0] == 0 and facts(p.parent)[p.name]['arch'] == 'jumprelu')
+    def ours(p): return facts(p.parent)[p.name]['arch'] == 'jumprelu'
+    name = min((n for n, p in saes.items() if ours(p)), key=lambda n: rank(saes[n]))
     r = read_scores(OUT/f'{name}.json')
     r3 = np.array(r.arrays['r3'])
     order = np.flatnonzero(np.isfinite(r3))[np.argsort(-r3[np.isfinite(r3)], kind='stable')]
@@ -208,13 +215,12 @@ def main():
         def of(name): return name, described(saes[name]) | dict(floor=None), lambda: load_sae(saes[name])
         order = sorted(saes, key=lambda n: rank(saes[n]))
         untrained, other, trained = floors(acts)
-        near = [of(n) for n in order if rank(saes[n])[0] == 0]
-        rest = [of(n) for n in order if rank(saes[n])[0] > 0]
-        plan = near[:5] + [(n, *v) for n, v in untrained.items()] + near[5:] + rest[:len(rest)//3]
-        plan += [(n, *v) for n, v in trained.items()] + rest[len(rest)//3:] + [(n, *v) for n, v in other.items()]
+        first, then = ([of(n) for n in order if (rank(saes[n])[0] <= 1) == early] for early in (True, False))
+        plan = first[:5] + [(n, *v) for n, v in untrained.items()] + first[5:] + [(n, *v) for n, v in trained.items()]
+        if a.n is None: few_tokens()
+        plan += then[:len(then)//2] + [(n, *v) for n, v in other.items()] + then[len(then)//2:]
         for name, config, make in plan[:a.n]: arm(name, config, make, acts)
         examples(saes, acts)
-        if a.n is None: few_tokens()
     summary()
     print(f'{(time.time() - began)/60:.1f} minutes')
 

@@ -6,14 +6,14 @@
 __all__ = ['SHADE', 'KAPPA', 'ORDERS', 'LEAST', 'DENOMINATORS', 'BANDS', 'MARGIN', 'KEPT', 'Excerpt', 'Firings', 'firings',
            'excerpt_html', 'context_keys', 'key_tokens', 'context_counts', 'NGrams', 'ngram_html', 'explain', 'pearson',
            'ranking_scores', 'LatentScores', 'found_by_decile', 'ngram_scores', 'weighed', 'mean_score', 'by_frequency',
-           'collisions', 'similar', 'score_draws', 'matched_scores', 'common_l0', 'compare', 'scores_result',
-           'read_scores', 'score_sae', 'saved_saes', 'described', 'interpret_run']
+           'collisions', 'token_share', 'similar', 'score_draws', 'matched_scores', 'common_l0', 'compare',
+           'scores_result', 'read_scores', 'score_sae', 'saved_saes', 'described', 'interpret_run']
 
-# %% ../nbs/32_interpret.ipynb #c636e347
+# %% ../nbs/32_interpret.ipynb #4bb462fc
 import html, math, time, zlib
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +202,7 @@ def firings(
     return Firings(latent[order], at[order], value[order], offsets, t['token'], t['doc'], t['row'], t['pos'], massive,
         tokens.doc_ids, acts.lm.tokenizer)
 
-# %% ../nbs/32_interpret.ipynb #e634531c
+# %% ../nbs/32_interpret.ipynb #f3060ff1
 SHADE = '230,159,0' # the palette's orange: dark enough to see, light enough to read black letters on
 
 def _visible(token): return html.escape(token.replace('\n', '↵'))
@@ -218,7 +218,7 @@ def excerpt_html(
         style += ';border-bottom:2px solid'*(i == excerpt.hit)
         title = f' title="{value:.3g}"'*(value > 0)
         out.append(f'<span{title} style="{style}">{_visible(token)}</span>')
-    return f'<div style="color:#000;background:#fff">{"".join(out)}</div>'
+    return f'<div style="color:#000;background:#fff;margin-bottom:.5em">{"".join(out)}</div>'
 
 # %% ../nbs/32_interpret.ipynb #8ec8b917
 KAPPA = 2.   # how many occurrences the shorter context is worth
@@ -245,7 +245,7 @@ def key_tokens(
     "A context's tokens from its number"
     return [(int(key) >> 21*back & 2**21 - 1) - 1 for back in reversed(range(order))]
 
-# %% ../nbs/32_interpret.ipynb #d22e2e38
+# %% ../nbs/32_interpret.ipynb #c0198622
 def context_counts(
     side: Firings,   # where to count
 ) -> list[tuple]:    # for each order: the contexts' keys, sorted; how often each occurs (massive tokens left out)
@@ -286,9 +286,11 @@ class NGrams:
         "Expected activation at every token of a text"
         return self.expected(context_keys(side))[order]
 
+    def __repr__(self) -> str: return f'n-gram explanation of latent {self.latent}'
+
     @cached_property
-    def table(self) -> dict: # of arrays over all contexts in which it fired: order, key, seen, expected, shorter, telling
-        "Every row: how often seen, what is expected, what the shorter context says, by how much that moves the prediction"
+    def table(self) -> dict: # arrays over all contexts in which it fired: order, key, seen, expected, shorter, telling
+        "Every row: how often seen, what is expected, what the shorter context says, how far that moves the prediction"
         out, known, e = [], np.zeros(1, np.int64), np.array([self.mean])
         for order, ((own, S), counts) in enumerate(zip(self.sums, self.counts), 1):
             n = _look_up(own, *counts)
@@ -382,7 +384,7 @@ def ranking_scores(
     wins = (below - own_below) + ((upto - below) - (own_upto - own_below))/2
     return auprc, float(wins.sum())/(P*(n - P)) if P < n else math.nan
 
-# %% ../nbs/32_interpret.ipynb #9e623664
+# %% ../nbs/32_interpret.ipynb #d96c84d1
 LEAST = 10 # a latent with fewer held-out firings is not scored: a correlation would rest on a handful of tokens
 
 @dataclass(eq=False)
@@ -416,14 +418,15 @@ def found_by_decile(
     return np.array([part.mean() for part in np.array_split(called[np.argsort(-strength, kind='stable')], 10)])
 
 def _test_contexts(train, test):
-    "For each order: number of each token's context, in training (the last number is the bin) and held out; n; occurrences; parent"
+    "For each order: context of each training token (last: the bin), of each held-out one; n; times; parent"
     seen, asked = ~train.massive.numpy(), ~test.massive.numpy()
     out, shorter = [], None
     for order, (old, new) in enumerate(zip(context_keys(train), context_keys(test)), 1):
         known, index = np.unique(new, return_inverse=True)
         place = np.searchsorted(known, old).clip(max=len(known) - 1)
         place = np.where(known[place] == old, place, len(known))
-        n, times = np.bincount(place[seen], minlength=len(known) + 1)[:-1], np.bincount(index[asked], minlength=len(known))
+        n = np.bincount(place[seen], minlength=len(known) + 1)[:-1]
+        times = np.bincount(index[asked], minlength=len(known))
         parent = np.searchsorted(shorter, known & 2**(21*(order - 1)) - 1) if order > 1 else np.zeros(len(known), int)
         out.append((place, index, n, times, parent))
         shorter = known
@@ -437,12 +440,20 @@ def _partners(count, least):
     partner[a], partner[b] = b, a
     return partner
 
+def _expectations(contexts, at, value, mean, kappa):
+    "The equation for one latent, for all held-out contexts of one order after the other"
+    e = np.array([mean])
+    for place, _, n, _, parent in contexts:
+        S = np.bincount(place[at], weights=value, minlength=len(n) + 1)[:-1]
+        e = (S + kappa*e[parent])/(n + kappa)
+        yield e
+
 def _entropy(place, n_types):
     q = np.bincount(place, minlength=n_types)
     q = q[q > 0]/max(1, len(place))
     return float(-(q*np.log(q)).sum())
 
-# %% ../nbs/32_interpret.ipynb #c32b5a5a
+# %% ../nbs/32_interpret.ipynb #072cad86
 def ngram_scores(
     train: Firings,        # explanations are fitted here …
     test: Firings,         # … and scored here
@@ -453,7 +464,8 @@ def ngram_scores(
 ) -> LatentScores:
     "N-gram explanations of all latents, fitted on one side and scored on another; UserError for two different SAEs"
     if train.d_sae != test.d_sae:
-        raise UserError(f'firings of {train.d_sae} latents to explain, and of {test.d_sae} to score: give two sides of one SAE')
+        raise UserError(f'firings of {train.d_sae} latents to explain, and of {test.d_sae} to score: give two sides of '
+            'one SAE')
     which = np.arange(test.d_sae) if latents is None else np.asarray(list(latents))
     contexts, n = _test_contexts(train, test), test.n_counted
     asked = contexts[-1][1][~test.massive.numpy()]
@@ -469,12 +481,11 @@ def ngram_scores(
         if count[i] < least: continue
         where, y = (t.numpy() for t in test.of(latent))
         y = y.astype(float)
-        e = np.array([v.sum(dtype=float)/max(1, train.n_counted)])
-        for order, (place, index, seen, times, parent) in enumerate(contexts):
-            S = np.bincount(place[at], weights=v, minlength=len(seen) + 1)[:-1]
-            e = (S + kappa*e[parent])/(seen + kappa)
-            p = n, float(times @ e), float(times @ e**2)
-            s.r[order, i] = pearson(n, y.sum(), float(y @ y), *p[1:], float(y @ e[index[where]]))
+        mean = float(v.sum(dtype=float))/max(1, train.n_counted)
+        for order, e in enumerate(_expectations(contexts, at, v, mean, kappa)):
+            _, index, _, times, _ = contexts[order]
+            p = float(times @ e), float(times @ e**2)
+            s.r[order, i] = pearson(n, y.sum(), float(y @ y), *p, float(y @ e[index[where]]))
         everywhere, hits = np.sort(e[asked]), e[index[where]]
         s.auprc[i], s.auroc[i] = ranking_scores(everywhere, hits)
         s.found[:, i] = found_by_decile(everywhere, hits, y)
@@ -482,7 +493,7 @@ def ngram_scores(
         if j < 0: continue
         where, y = (t.numpy() for t in test.of(int(which[j])))
         y, hits = y.astype(float), e[index[where]]
-        s.r_other[j] = pearson(n, y.sum(), float(y @ y), *p[1:], float(y @ hits))
+        s.r_other[j] = pearson(n, y.sum(), float(y @ y), *p, float(y @ hits))
         s.auprc_other[j] = ranking_scores(everywhere, hits)[0]
     return s
 
@@ -511,7 +522,7 @@ def mean_score(
     num, den = weighed(score, count, which)
     return float(num.sum()/den.sum()) if den.any() else 0.
 
-# %% ../nbs/32_interpret.ipynb #c5ca058e
+# %% ../nbs/32_interpret.ipynb #cf103ad6
 BANDS = (0, 1e-3, 1e-2, 3e-2, 1e-1, 1.) # edges of frequency bands, share of tokens
 
 def by_frequency(
@@ -525,7 +536,8 @@ def by_frequency(
         band = (count/n_tokens > lo) & (count/n_tokens <= hi)
         own = band & np.isfinite(score)
         mean = float(score[own].mean()) if own.any() else None
-        rows.append(dict(lo=lo, hi=hi, latents=int(own.sum()), score=mean, firings=float(count[band].sum()/count.sum())))
+        firings = float(count[band].sum()/count.sum())
+        rows.append(dict(lo=lo, hi=hi, latents=int(own.sum()), score=mean, firings=firings))
     return rows
 
 def collisions(
@@ -535,6 +547,21 @@ def collisions(
     own = [label for label in labels if label is not None]
     times = Counter(own)
     return sum(times[label] > 1 for label in own)/max(1, len(own))
+
+# %% ../nbs/32_interpret.ipynb #c9f9c368
+def token_share(
+    x,              # activations, (n, d_in)
+    token,          # the token of each, (n,)
+    least: int = 5, # types that occur less often are left out
+) -> float:         # 1: the token decides everything; about 0: nothing
+    "Share of variance explained by the current token (η², adjusted for the number of types)"
+    _, index, times = token.unique(return_inverse=True, return_counts=True)
+    x, index = x[times[index] >= least].double(), index[times[index] >= least]
+    _, index, times = index.unique(return_inverse=True, return_counts=True)
+    n, k = len(x), len(times)
+    means = torch.zeros(k, x.shape[1], dtype=x.dtype).index_add_(0, index, x)/times[:, None]
+    within, total = float((x - means[index]).square().sum()), float((x - x.mean(0)).square().sum())
+    return 1 - within/(n - k)*(n - 1)/total
 
 # %% ../nbs/32_interpret.ipynb #59a6b171
 MARGIN = .05 # of a mean Pearson r: differences below it do not matter; fixed before the runs were scored
@@ -550,7 +577,12 @@ def similar(
     if -margin < lo and hi < margin: return 'similar'
     return 'higher' if lo > 0 else 'lower' if hi < 0 else 'undecided'
 
-# %% ../nbs/32_interpret.ipynb #935c3900
+# %% ../nbs/32_interpret.ipynb #e98c8fc4
+@lru_cache(maxsize=128)
+def _latent_draws(n, n_boot, seed):
+    "How often each latent is in each draw; a byte each, since every score and denominator needs the same ones"
+    return resample(n, n_boot, seed).astype(np.uint8)
+
 def score_draws(
     score,           # of each latent, nan where unscored, (n,)
     count,           # held-out firings, (n,)
@@ -560,17 +592,17 @@ def score_draws(
 ) -> np.ndarray:     # the SAE's score, then its draws, (1 + n_boot,)
     "An SAE's score, had its latents been others of the same kind"
     num, den = weighed(score, count, which)
-    W = np.vstack([np.ones(len(num)), resample(len(num), n_boot, seed)])
+    W = np.vstack([np.ones(len(num)), _latent_draws(len(num), n_boot, seed)])
     return (W @ num)/np.maximum(W @ den, 1e-12)
 
 def _at_l0(runs, l0s, which, score, n_boot, seed):
     "Scores of the SAEs of one architecture and seed at some L0, (1 + n_boot, L0s); nan outside their range"
     runs = sorted(runs, key=lambda r: r.metrics['l0'])
     x, at = np.log([r.metrics['l0'] for r in runs]), np.log(l0s)
-    v = np.stack([score_draws(r.arrays[score], r.arrays['count'], which, n_boot, seed + i) for i, r in enumerate(runs)], 1)
+    v = [score_draws(r.arrays[score], r.arrays['count'], which, n_boot, seed + i) for i, r in enumerate(runs)]
     weights = np.stack([np.interp(at, x, row) for row in np.eye(len(x))])
     outside = (at < x[0] - .05) | (at > x[-1] + .05)   # 5 %: a target of 16 that came out as 15.6 still counts
-    return np.where(outside, np.nan, v @ weights)
+    return np.where(outside, np.nan, np.stack(v, 1) @ weights)
 
 def matched_scores(
     results: list,      # Results with metrics `l0`, arrays `count` and the score
@@ -597,7 +629,8 @@ def common_l0(
     "Where all can be compared; UserError where nothing is common"
     groups = {}
     for r in results:
-        if r.config['arch'] in archs: groups.setdefault((r.config['arch'], r.config['seed']), []).append(r.metrics['l0'])
+        if r.config['arch'] not in archs: continue
+        groups.setdefault((r.config['arch'], r.config['seed']), []).append(r.metrics['l0'])
     lo, hi = max(map(min, groups.values())), min(map(max, groups.values()))
     if lo > hi: raise UserError(f'no L0 that {" and ".join(archs)} have in common')
     return np.geomspace(lo, hi, n)
@@ -625,7 +658,7 @@ def compare(
         score_b=float(vb[0].mean()), difference=float(i.mean[0]), latents=ends['documents'], by_seed=ends['seeds'],
         interval=ends['both'], margin=margin, verdict=similar(*ends['both'], margin))
 
-# %% ../nbs/32_interpret.ipynb #e4e0e2e3
+# %% ../nbs/32_interpret.ipynb #8c63b270
 KEPT = ('r1', 'r3', 'auprc', 'r_other', 'entropy') # scores of each latent that a file keeps, in thousandths
 
 def _packed(v): return ','.join('' if x != x else str(round(1000*x)) for x in v)
@@ -656,7 +689,8 @@ def read_scores(
 ) -> Result:  # its arrays are lists of numbers, nan where a latent was not scored
     "A saved Result of scores; UserError when it is damaged or none"
     r = Result.load(path)
-    if not {*KEPT, 'count', 'found'} <= r.arrays.keys(): raise UserError(f'{path} holds no scores of latents: give another file')
+    if not {*KEPT, 'count', 'found'} <= r.arrays.keys():
+        raise UserError(f'{path} holds no scores of latents: give another file')
     return _numbers(r)
 
 def score_sae(
@@ -691,7 +725,8 @@ def described(
     "What a saved SAE says of itself, without its weights"
     ours = (read_sae_config(folder).get('metadata') or {}).get('jumprelu_sae') or {}
     arch = ours.get('arch', 'foreign')
-    return dict(arch=arch, target=sparsity_target(arch, ours) if arch in ARCHITECTURES else None, seed=ours.get('seed', 0))
+    target = sparsity_target(arch, ours) if arch in ARCHITECTURES else None
+    return dict(arch=arch, target=target, seed=ours.get('seed', 0))
 
 def interpret_run(
     folder,              # of a run, or of SAEs

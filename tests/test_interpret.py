@@ -8,9 +8,9 @@ import torch
 from jumprelu_sae.activations import activations
 from jumprelu_sae.core import Result, Settings, UserError, read_json
 from jumprelu_sae.harvest import MassiveRule
-from jumprelu_sae.interpret import (DENOMINATORS, LEAST, MARGIN, Excerpt, Firings, by_frequency, collisions, common_l0, compare,
-    context_keys, excerpt_html, explain, firings, found_by_decile, interpret_run, key_tokens, matched_scores, mean_score,
-    ngram_html, ngram_scores, ranking_scores, read_scores, saved_saes, score_draws, scores_result, similar, weighed)
+from jumprelu_sae.interpret import (DENOMINATORS, LEAST, MARGIN, Excerpt, by_frequency, collisions, common_l0, compare,
+    context_keys, excerpt_html, explain, firings, interpret_run, key_tokens, matched_scores, mean_score, ngram_html,
+    ngram_scores, ranking_scores, read_scores, saved_saes, score_draws, similar, weighed)
 from jumprelu_sae.sae import SAEConfig, make_sae
 from jumprelu_sae.text import ByteTokenizer, generated_corpus
 
@@ -92,6 +92,12 @@ def test_excerpts_stay_in_document_and_row(tiny, sae):
                 or e.at - span.start == 50
             assert e.value == pytest.approx(float(dense(f)[e.at, i]))
             assert e.doc == f.doc_ids[int(f.doc[e.at])] and len(e.tokens) == len(e.values) == len(span)
+
+
+def test_two_documents_in_one_row():
+    f = firings(identity, side([97, 98, 99, 100], [0, 0, 0, 1], [[1.], [1], [1], [1]], doc=[0, 0, 1, 1]))
+    assert [list(f.window(i, 9, 9)) for i in range(4)] == [[0, 1], [0, 1], [2], [3]]
+    assert [list(f.window(0, 9, n)) for n in (0, 1)] == [[0], [0, 1]]
 
 
 def test_quantiles_are_ordered_and_drawn_anew_by_seed(tiny, sae):
@@ -183,6 +189,13 @@ def test_unknown_denominator():
     assert mean_score([math.nan], [0], 'scored') == mean_score([math.nan], [0], 'firing') == 0
 
 
+def test_three_means():
+    score, count = [.8, .2, math.nan, math.nan], [30, 90, 5, 0]
+    assert mean_score(score, count, 'scored') == pytest.approx(.5)
+    assert mean_score(score, count, 'all') == pytest.approx(.25)
+    assert mean_score(score, count, 'firing') == pytest.approx((24 + 18)/125)
+
+
 def test_bands_and_firings():
     rows = by_frequency([1., 0, math.nan], [1, 99, 0], 1000)
     assert sum(r['firings'] for r in rows) == 1 and [r['latents'] for r in rows] == [1, 0, 0, 1, 0]
@@ -200,7 +213,8 @@ def test_planted_difference(gap, want, which):
     v = compare(invented(dict(a=.6 + gap, b=.6)), 'a', 'b', which)
     assert v['verdict'] == want and v['seeds'] == 3
     assert v['interval'][0] <= min(v['latents'][0], v['by_seed'][0]) + 1e-9
-    assert compare(invented(dict(a=.6 + gap, b=.6)), 'b', 'a', which)['difference'] == pytest.approx(-v['difference'], abs=1e-9)
+    back = compare(invented(dict(a=.6 + gap, b=.6)), 'b', 'a', which)
+    assert back['difference'] == pytest.approx(-v['difference'], abs=1e-9)
 
 
 def test_seeds_that_differ_leave_it_open():
