@@ -65,7 +65,7 @@ def make_folder(
 
 @contextlib.contextmanager
 def writing(
-    path: str | Path,  # where the file shall be; its folder is made
+    path: str | Path,  # the file to write; its folder is made
 ) -> Iterator[Path]:  # a temporary name beside it to write to
     """Write aside, then rename: after the block `path` holds all of the new content; if the block fails, `path` is as
     it was"""

@@ -285,7 +285,7 @@ def _manifest(out: Path, plan: dict, doc_ids: list, facts: dict) -> dict:
 
 # %% ../nbs/13_harvest.ipynb #f51694c2
 def _take(fd: int, out: Path) -> None: # a lock on the open folder
-    "Wait for whoever looks through a finished harvest, which takes a moment; UserError if one is being written"
+    "Wait for a process that only checks a finished harvest, which takes a moment; UserError if one is being written"
     import fcntl
     while True:
         try: return fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
