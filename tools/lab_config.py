@@ -1,7 +1,9 @@
 """JupyterLab's settings for `make lab`: a notebook is cleaned before it is saved (no execution counts, no metadata of the
 machine), so that opening one and looking around changes nothing for git."""
 
-from fastcore.nbio import dict2nb
+import json
+
+from fastcore.nbio import dict2nb, nb2str
 from nbdev.clean import clean_nb
 
 
@@ -10,7 +12,7 @@ def clean(model, **kwargs):
     if model['type'] == 'notebook' and model['content'] and model['content']['nbformat'] == 4:
         content = dict2nb(js=model['content'])
         clean_nb(content)
-        model['content'] = content
+        model['content'] = json.loads(nb2str(content))  # without what fastcore adds to cells while it works
 
 
 if 'get_config' in globals():  # Jupyter reads this file with that name set
