@@ -153,7 +153,8 @@ def check_schedule(
     if (sae.aux_coef or sae.dead_coef) and not cfg.batch < cfg.dead_after <= seen/2:
         raise UserError(f'dead_after={cfg.dead_after:,}: no latent of a run of {seen:,} activations in batches of '
             f'{cfg.batch:,} would be revived in time: want more than a batch, and half of the run at most')
-    if not getattr(sae, 'log_threshold', False) or sae.target_l0 is not None or not sae.coef: return
+    if getattr(sae, 'penalty', '') != 'l0' or sae.target_l0 is not None: return
+    if not (sae.log_threshold and sae.coef): return
     wanted = sae.coef**.5  # where E[I | π = θ] = λ for unit rows and a small residual
     need = steps_to_threshold(sae.theta_init, max(wanted, sae.theta_init), cfg.threshold_lr or cfg.lr)
     if need > cfg.n_steps:
