@@ -448,7 +448,7 @@ class Settings:
     matmul: str = 'float32'  # float32 products on a GPU: 'float32' as they are, or 'tf32' (faster, 10 bits of mantissa)
     threads: int | None = None  # of torch; None: as they are, and 1 in a worker process
     workers: int | None = None  # processes that train SAEs of a sweep; None: one a core on a CPU, 1 on other devices
-    save_every: float | None = None  # seconds between checkpoints; None: so seldom that they cost at most 2 % of the time
+    save_every: float | None = None  # seconds between checkpoints; None: seldom: 2 % of the time at most
     progress: bool = True  # bars on a terminal, a line a minute elsewhere
     in_memory: bool | None = None  # training activations in memory or read from disk; None: by the memory that is free
     out: Path | None = None  # folder of what is written; None: the caller's default

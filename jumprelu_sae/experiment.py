@@ -98,8 +98,8 @@ def kept_settings(
             )
     was = kept.get('matmul', 'float32')
     if settings.matmul != was:
-        raise UserError(f'{out} was begun with matmul={was!r}, and {settings.matmul!r} is asked: give {was!r}, or another '
-            'folder')
+        asked = f'{settings.matmul!r} is asked: give {was!r}, or another folder'
+        raise UserError(f'{out} was begun with matmul={was!r}, and {asked}')
     return replace(settings, **{name: kept[name] for name in DECIDED}), kept
 
 def decide(

