@@ -295,7 +295,8 @@ def histogram_svg(
 LATENT_CSS = '''.latent{font:14px/1.5 system-ui,sans-serif;max-width:70rem;overflow-wrap:anywhere}
 .latent h2{font-size:1.25rem;margin:.2rem 0}.latent h3{font-size:1rem;margin:1rem 0 .2rem}
 .latent .facts{margin:.2rem 0 .6rem}.latent .tag{border:1px solid;border-radius:.6rem;padding:0 .4rem;white-space:nowrap}
-.latent .grid{display:grid;gap:.2rem 1.2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.6rem),1fr))}
+.latent .grid{display:grid;gap:.2rem 1.2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,8.4rem),1fr))}
+.latent .two{grid-column:span 2}
 .latent table{border-collapse:collapse;width:100%;margin:0;font-size:.93em}
 .latent th,.latent td{text-align:left;font-weight:400;padding:.05rem .3rem;border:0;background:none;vertical-align:top}
 .latent thead th{border-bottom:1px solid;opacity:.8}
@@ -308,7 +309,7 @@ LATENT_CSS = '''.latent{font:14px/1.5 system-ui,sans-serif;max-width:70rem;overf
 .latent .texts cite{opacity:.75;font-size:.85em;font-style:normal;unicode-bidi:isolate}
 .latent .hist{width:100%;max-width:260px;height:auto;display:block}
 @media (max-width:40rem){.latent .texts li{grid-template-columns:3rem 1fr;gap:0 .5rem}.latent .texts cite{grid-column:2}
-.latent .grid{grid-template-columns:1fr 1fr}.latent .wide{grid-column:1/-1}}'''
+.latent .grid{grid-template-columns:1fr 1fr}.latent .wide,.latent .two{grid-column:1/-1}}'''
 
 DENSE = .1  # of all tokens: above it a latent is called dense
 
@@ -331,7 +332,7 @@ def _neighbours_html(c: 'Latent', link: Callable) -> str:
 def _ngrams_html(c: 'Latent') -> str:
     rows = ''.join(f'<tr><td><code>{" ".join(shown(t, True) for t in n.tokens)}</code></td><td class="n">'
         f'{n.expected:.3g}</td><td class="n">{n.count}</td></tr>' for n in c.ngrams)
-    return ('<section class="wide"><h3>After these tokens</h3><table><thead><tr><th scope="col">last tokens</th>'
+    return ('<section class="two"><h3>After these tokens</h3><table><thead><tr><th scope="col">last tokens</th>'
         '<th scope="col" class="n">expected</th><th scope="col" class="n">seen</th></tr></thead>'
         f'<tbody>{rows}</tbody></table></section>')
 

@@ -98,6 +98,13 @@ def test_every_text_is_escaped_in_the_card_and_in_the_widget(d):
             assert not [a for _, at in tags(text) for a in at if a.startswith('on')], l
 
 
+def test_histograms_are_numpys(d):
+    for l in (0, 5, 21):
+        v = np.asarray(d.firings.of(l)[1])
+        assert d[l].counts == np.histogram(v/v.max(), D.BINS, (0, 1))[0].tolist()
+        assert d[l].largest == v.max()
+
+
 def test_a_silent_and_a_dense_latent(d):
     silent, dense = d[3], d[5]
     assert (silent.count, silent.top, silent.ngrams) == (0, [], []) and 'silent on this text' in D.latent_html(silent)
