@@ -483,12 +483,14 @@ function h(tag, props, ...kids) { // an element; strings become text nodes
     if (k.startsWith('on')) e.addEventListener(k.slice(2), v)
     else if (v !== false && v !== null && v !== undefined) e.setAttribute(k, v === true ? '' : v)
   }
-  e.append(...kids.flat().filter(k => k !== null && k !== undefined))
+  e.append(...kids.flat(9).filter(k => k !== null && k !== undefined))
   return e
 }
 const visible = t => t.replace(/\n/g, '↵')
-const marked = ([before, hit, after]) => h('span', {class: 'text', dir: 'auto'},
-  visible(before), h('mark', {}, visible(hit)), visible(after))
+const marked = ([before, hit, after]) => { // spaces around the hit are not coloured
+  const [, left, word, right] = hit.match(/^(\s*)([^]*?)(\s*)$/)
+  return h('span', {class: 'text', dir: 'auto'}, visible(before + left), h('mark', {}, visible(word)), visible(right + after))
+}
 const KEYS = [['1 … 5', 'the odd one out'], ['y  m  n', 'yes, maybe, no'], ['e', 'write the idea; Esc or Ctrl+Enter: done'],
   ['u', 'undo the last answer'], ['←  →', 'look at the item before, go on'], ['?', 'this help']]
 
@@ -704,6 +706,7 @@ CSS = '.jsae-rate{LIGHT}@media (prefers-color-scheme:dark){body:not([data-jp-the
 .jsae-rate{background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:.75rem 1rem;
   box-sizing:border-box;color-scheme:light dark}
 .jsae-rate:focus-visible,.jsae-rate :focus-visible{outline:2px solid var(--go);outline-offset:2px}
+.jsae-rate:focus-visible{outline-offset:-2px}
 .jsae-rate *{box-sizing:border-box}
 .jsae-rate h2{font-size:1.15rem;margin:.6rem 0;line-height:1.35;color:var(--fg)}
 .jsae-rate h3{font-size:.85rem;margin:.8rem 0 .2rem;color:var(--soft);font-weight:600}
@@ -1343,7 +1346,14 @@ def _centroid(x, y, test, k, width):
     means = np.stack([x[y == c].mean(0) for c in range(k)])
     return ((test[:, None] - means)**2).sum(-1).argmin(1)
 
-TOOLS = {'logistic regression': _logistic, 'nearest neighbours': _nearest, 'nearest centroid': _centroid}
+def _single(x, y, test, k, width):
+    "The one column that tells the classes of `x` best, by the nearest class mean"
+    means = np.stack([x[y == c].mean(0) for c in range(k)])             # (k, columns)
+    near = lambda v: np.abs(v - means[:, None]).argmin(0)               # (items, columns)
+    best = (near(x) == y[:, None]).mean(0).argmax()
+    return near(test)[:, best]
+
+TOOLS = {'logistic regression': _logistic, 'nearest neighbours': _nearest, 'nearest centroid': _centroid, 'best single number': _single}
 
 class Guess(NamedTuple):
     "How well an inspector does"
@@ -1370,7 +1380,7 @@ def _views(page, key):
     use = [i for i, item in enumerate(page['items']) if key['items'][item['id']]['role'] == 'latent']
     def turned(x):
         u, s, _ = np.linalg.svd(x[use], full_matrices=False)
-        return u*s, x.shape[1]
+        return u*s, x[use]
     return [page['items'][i]['id'] for i in use], {k: turned(x) for k, x in feats.items()}
 
 def _inspected(views, arms, folds, seed):
@@ -1381,9 +1391,11 @@ def _inspected(views, arms, folds, seed):
         here = g.permutation(np.flatnonzero(y == c))
         fold[here] = np.arange(len(here)) % folds
     out = []
-    for sees, (x, width) in views.items():
+    for sees, (turned, columns) in views.items():
         for tool, f in TOOLS.items():
-            right = sum((f(x[fold != j], y[fold != j], x[fold == j], k, width) == y[fold == j]).sum() for j in range(folds))
+            if f is _single and sees != 'numbers': continue
+            x = columns if f is _single else turned
+            right = sum((f(x[fold != j], y[fold != j], x[fold == j], k, columns.shape[1]) == y[fold == j]).sum() for j in range(folds))
             out.append(Guess(tool, sees, float(right/len(y)), *wilson(right, len(y)), len(y)))
     return out
 
