@@ -693,11 +693,12 @@ function rating(model, el) {
     const label = root.querySelector('.state')
     if (label) { label.textContent = state(); label.className = s.lost && s.unsaved.size ? 'state bad' : 'state' }
   }
-  function slow() { // nobody answered: the kernel may be gone
-    if (s.unsaved.size && !s.lost) heard({type: 'failed',
-        why: 'no answer; they are safe in this browser. Run the cell again.'})
+  let waited = 0
+  function slow() { // nobody answered for a while: the kernel may be gone
+    waited = s.unsaved.size ? waited + 1 : 0
+    const why = 'no answer; they are safe in this browser. Run the cell again.'
+    if (waited > 2 && !s.lost) heard({type: 'failed', why})
   }
-  const onlog = () => { if (s.rater) draw() }
   const unload = e => { if (s.unsaved.size) e.preventDefault() }
   root.addEventListener('keydown', onkey)
   model.on('msg:custom', heard)
@@ -1486,4 +1487,4 @@ def inspector_table(
         cells = [f'{s[i].right:.2f} [{s[i].low:.2f}, {s[i].high:.2f}]' for s in studies.values()]
         out.append(f'| {g.tool} | {g.sees} | ' + ' | '.join(cells) + ' |')
     n = first[0].n
-    return '\n'.join(out + [f'\nShare of latents whose arm is guessed right, 95 % interval; chance {1/arms:.2f}; n = {n}.'])
+    return '\n'.join(out + [f'\nShare of arms guessed right, 95 % interval; chance {1/arms:.2f}; n = {n}.'])
