@@ -1420,6 +1420,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'jumprelu_sae.rate._ranks': ('rate.html#_ranks', 'jumprelu_sae/rate.py'),
                                    'jumprelu_sae.rate._sealed': ('rate.html#_sealed', 'jumprelu_sae/rate.py'),
                                    'jumprelu_sae.rate._shuffled': ('rate.html#_shuffled', 'jumprelu_sae/rate.py'),
+                                   'jumprelu_sae.rate._single': ('rate.html#_single', 'jumprelu_sae/rate.py'),
                                    'jumprelu_sae.rate._toy_text': ('rate.html#_toy_text', 'jumprelu_sae/rate.py'),
                                    'jumprelu_sae.rate._value': ('rate.html#_value', 'jumprelu_sae/rate.py'),
                                    'jumprelu_sae.rate._views': ('rate.html#_views', 'jumprelu_sae/rate.py'),

@@ -43,7 +43,8 @@ def _toy_text(docs=240, length=120):
     g = np.random.default_rng(99)
     common, any_word = g.choice(_COMMON.split(), docs*length), g.choice(every, docs*length)
     chance = 1/(1 + np.arange(8))
-    own = np.array(topics)[np.repeat(np.arange(docs) % len(topics), length), g.choice(8, docs*length, p=chance/chance.sum())]
+    own = np.array(topics)[np.repeat(np.arange(docs) % len(topics), length), g.choice(8, docs*length,
+        p=chance/chance.sum())]
     kind = g.random(docs*length)
     return topics, every, np.where(kind < .4, common, np.where(kind < .7, own, any_word))
 
@@ -240,14 +241,15 @@ def make_study(
     "Draw a blinded study: balanced, matched in frequency, with shams and repeats; UserError when it cannot be filled"
     if len(sources) < 2: raise UserError('a blinded study needs two arms or more: give {name: firings, …}')
     for name, v, least in (('n_per_arm', n_per_arm, 1), ('strata', strata, 1), ('per_block', per_block, 1),
-        ('shams', shams, 0), ('floors', floors, 0), ('repeats', repeats, 0), ('min_firings', min_firings, TOP + LOW + FOUR)):
+        ('shams', shams, 0), ('floors', floors, 0), ('repeats', repeats, 0), 
+        ('min_firings', min_firings, TOP + LOW + FOUR)):
         _whole(name, v, least)
     if n_per_arm % strata: raise UserError(f'n_per_arm={n_per_arm} must be a multiple of strata={strata}')
     sources, groups = _grouped(sources)
     each = n_per_arm//strata
     blocks = -(-each//per_block)
     if repeats and blocks < 3:
-        raise UserError(f'repeats need three blocks, so that one lies between; this study has {blocks}: lower per_block')
+        raise UserError(f'repeats need three blocks, so that one lies between; here are {blocks}: lower per_block')
     rng = np.random.default_rng(seed)
     draw = _Drawing(sources, groups, strata, min_firings, width, rng)
     rows = []
@@ -255,7 +257,8 @@ def make_study(
         for s in range(strata):
             sets = draw.sets(g, s, each)
             for j, one in enumerate(sets):
-                rows += [draw.item('latent', a, g, s, u, texts, block=j//per_block, set=j) for a, (u, texts) in one.items()]
+                for a, (u, texts) in one.items():
+                    rows.append(draw.item('latent', a, g, s, u, texts, block=j//per_block, set=j))
     cells = [(g, s) for g in groups for s in range(strata)]
     for b in range(blocks):
         rows += [draw.sham(*cells[(b*shams + k) % len(cells)], block=b) for k in range(shams)]
@@ -263,7 +266,8 @@ def make_study(
             by = floor if isinstance(floor, dict) else {g: floor for g in groups}
             rows += [draw.floor(by, *cells[(b*floors + k) % len(cells)], block=b) for k in range(floors)]
     rows += draw.again([r for r in rows if r[0]['block'] == 0 and r[0]['role'] == 'latent'], repeats)
-    return _sealed(rows, draw, title, dict(n_per_arm=n_per_arm, seed=seed, strata=strata, per_block=per_block, width=width,
+    return _sealed(rows, draw, title, dict(n_per_arm=n_per_arm, seed=seed, strata=strata, per_block=per_block,
+        width=width,
         shams=shams, repeats=repeats, min_firings=min_firings))
 
 # %% ../nbs/33_rate.ipynb #33000017
@@ -290,7 +294,8 @@ class _Drawing:
         sets = _matched(pools, counts, n, self.rng, texts)
         if len(sets) < n:
             have = ', '.join(f'{a} {len(p)}' for a, p in pools.items())
-            raise UserError(f'only {len(sets)} of {n} matched sets in stratum {s + 1}{f" of L0 group {g}" if g else ""} '
+            where = f'stratum {s + 1}' + (f' of L0 group {g}' if g else '')
+            raise UserError(f'only {len(sets)} of {n} matched sets in {where} '
                 f'(latents there: {have}): lower n_per_arm or strata, or give more text')
         return sets
 
@@ -438,7 +443,7 @@ _ESM_LOG = r'''
 const KINDS = {odd: v => [1, 2, 3, 4, 5].includes(v), judge: v => ['yes', 'maybe', 'no'].includes(v),
   why: v => typeof v === 'string' && v.length < 5000, undo: v => v === null}
 function valid(r, study) {
-  return r && r.study === study.id && typeof r.rid === 'string' && typeof r.rater === 'string' && typeof r.t === 'string'
+  return r && r.study === study.id && ['rid', 'rater', 't'].every(k => typeof r[k] === 'string')
     && Number.isInteger(r.n) && Object.hasOwn(KINDS, r.kind) && KINDS[r.kind](r.value)
     && study.items.some(i => i.id === r.item)
 }
@@ -483,18 +488,23 @@ function h(tag, props, ...kids) { // an element; strings become text nodes
     if (k.startsWith('on')) e.addEventListener(k.slice(2), v)
     else if (v !== false && v !== null && v !== undefined) e.setAttribute(k, v === true ? '' : v)
   }
-  e.append(...kids.flat().filter(k => k !== null && k !== undefined))
+  e.append(...kids.flat(9).filter(k => k !== null && k !== undefined))
   return e
 }
 const visible = t => t.replace(/\n/g, '↵')
-const marked = ([before, hit, after]) => h('span', {class: 'text', dir: 'auto'},
-  visible(before), h('mark', {}, visible(hit)), visible(after))
-const KEYS = [['1 … 5', 'the odd one out'], ['y  m  n', 'yes, maybe, no'], ['e', 'write the idea; Esc or Ctrl+Enter: done'],
+const marked = ([before, hit, after]) => { // spaces around the hit are not coloured
+  const [, left, word, right] = hit.match(/^(\s*)([^]*?)(\s*)$/)
+  return h('span', {class: 'text', dir: 'auto'}, visible(before + left), h('mark', {}, visible(word)),
+      visible(right + after))
+}
+const KEYS = [['1 … 5', 'the odd one out'], ['y  m  n', 'yes, maybe, no'],
+  ['e', 'write the idea; Esc or Ctrl+Enter: done'],
   ['u', 'undo the last answer'], ['←  →', 'look at the item before, go on'], ['?', 'this help']]
 
 function rating(model, el) {
   const study = model.get('study'), kept = backup(study), byId = new Map(study.items.map(i => [i.id, i]))
-  const root = h('section', {class: 'jsae-rate', tabindex: '0', 'data-lm-suppress-shortcuts': 'true', 'aria-label': study.title})
+  const root = h('section', {class: 'jsae-rate', tabindex: '0', 'data-lm-suppress-shortcuts': 'true',
+      'aria-label': study.title})
   const s = {rater: '', path: [], at: 0, help: false, note: '', lost: '', since: 0, n: 0, unsaved: new Map(), typed: {}}
   const log = () => model.get('log')
   const say = joined(study, log(), kept.read())
@@ -564,7 +574,8 @@ function rating(model, el) {
   function save() { // the log as a file
     const text = JSON.stringify({format: 1, study: study.id, records: log()}, null, 1)
     const url = URL.createObjectURL(new Blob([text], {type: 'application/json'}))
-    h('a', {href: url, download: 'ratings-' + study.id + '-' + (s.rater || 'all').replace(/[^\w-]+/g, '_') + '.json'}).click()
+    const who = (s.rater || 'all').replace(/[^\w-]+/g, '_')
+    h('a', {href: url, download: 'ratings-' + study.id + '-' + who + '.json'}).click()
     setTimeout(() => URL.revokeObjectURL(url), 1000)
     if (!s.lost) return
     s.note = 'Downloaded: keep that file, and load it when you go on.'
@@ -588,37 +599,43 @@ function rating(model, el) {
   // -- the screens
   function button(label, act, props) { return h('button', {type: 'button', onclick: act, ...props}, label) }
   function files() {
-    const input = h('input', {type: 'file', accept: '.json,.jsonl', class: 'hidden', tabindex: '-1', 'aria-hidden': 'true',
+    const input = h('input', {type: 'file', accept: '.json,.jsonl', class: 'hidden', tabindex: '-1',
+        'aria-hidden': 'true',
       onchange: e => e.target.files[0] && load(e.target.files[0])})
-    return h('div', {class: 'files'}, button('Download ratings', save), button('Load ratings', () => input.click()), input)
+    return h('div', {class: 'files'}, button('Download ratings', save), button('Load ratings', () => input.click()),
+        input)
   }
   function askName() {
     const input = h('input', {type: 'text', id: 'jsae-name-' + study.id, autocomplete: 'off', maxlength: '60'})
     input.value = kept.rater()
     return h('form', {class: 'name', onsubmit: e => { e.preventDefault(); enter(input.value) }},
       h('h2', {}, study.title),
-      h('p', {}, 'For each of ' + study.items.length + ' items you answer two questions: which of five texts does not belong, and whether '
-        + 'one idea explains the marked words. Some items mean nothing, and some come twice. There is no hurry, and you can stop and go on.'),
+      h('p', {}, 'For each of ' + study.items.length + ' items you answer two questions: which of five texts does not '
+        + 'belong, and whether one idea explains the marked words. Some items mean nothing, and some come twice. '
+        + 'There is no hurry, and you can stop and go on.'),
       h('label', {for: input.id}, 'Your name, always written the same way'), input,
       h('button', {type: 'submit', class: 'main'}, 'Start'), h('p', {class: 'note', role: 'status'}, s.note), files())
   }
   function intruder(item) {
     return h('div', {class: 'odd'}, h('h2', {id: 'q-' + item.id}, study.questions.odd),
       h('ol', {class: 'five', 'aria-labelledby': 'q-' + item.id}, item.five.map((t, i) => h('li', {},
-        button([h('kbd', {}, String(i + 1)), marked(t)], () => odd(i + 1), {class: 'choice', 'aria-keyshortcuts': String(i + 1)})))))
+        button([h('kbd', {}, String(i + 1)), marked(t)], () => odd(i + 1), {class: 'choice',
+            'aria-keyshortcuts': String(i + 1)})))))
   }
   function judging(item, mine) {
     const text = h('textarea', {rows: '2', id: 'why-' + item.id, maxlength: '4000'})
     text.value = s.typed[item.id] ?? mine.why ?? ''
     text.addEventListener('input', () => { s.typed[item.id] = text.value })
     text.addEventListener('change', () => why(text.value))
-    const texts = (name, list) => h('div', {}, h('h3', {}, name), h('ol', {class: 'texts'}, list.map(t => h('li', {}, marked(t)))))
+    const texts = (name, list) => h('div', {}, h('h3', {}, name), h('ol', {class: 'texts'},
+        list.map(t => h('li', {}, marked(t)))))
     const choice = (v, k) => button([h('kbd', {}, k), ' ' + v], () => judge(v),
       {class: 'answer', 'aria-pressed': String(mine.judge === v), 'aria-keyshortcuts': k})
     return h('div', {}, h('h2', {}, study.questions.judge), texts('The strongest, in order', item.top),
       texts('Weaker and weaker', item.low),
       h('label', {for: text.id}, h('kbd', {}, 'e'), ' ' + study.questions.why), text,
-      h('div', {class: 'answers', role: 'group', 'aria-label': study.questions.judge}, choice('yes', 'y'), choice('maybe', 'm'), choice('no', 'n')))
+      h('div', {class: 'answers', role: 'group', 'aria-label': study.questions.judge}, choice('yes', 'y'),
+          choice('maybe', 'm'), choice('no', 'n')))
   }
   function state() {
     if (s.lost) return s.unsaved.size + ' not kept: ' + s.lost
@@ -631,14 +648,16 @@ function rating(model, el) {
       h('span', {class: s.lost && s.unsaved.size ? 'state bad' : 'state'}, state()),
       h('span', {class: 'tools'}, button('←', () => go(s.at - 1), {'aria-label': 'item before'}),
         button('→', forward, {'aria-label': 'go on'}), button('Undo', undo, {'aria-keyshortcuts': 'u'}),
-        button('?', () => { s.help = !s.help; draw() }, {'aria-label': 'help', 'aria-expanded': String(s.help), 'aria-keyshortcuts': '?'})))
+        button('?', () => { s.help = !s.help; draw() }, {'aria-label': 'help', 'aria-expanded': String(s.help),
+            'aria-keyshortcuts': '?'})))
   }
   function screen() {
     if (!s.rater) return [askName()]
     const {by} = now(), id = s.path[s.at], item = byId.get(id), mine = by[id] || {}
     const help = h('dl', {class: 'help'}, KEYS.map(([k, v]) => [h('dt', {}, h('kbd', {}, k)), h('dd', {}, v)]))
     const body = item ? h('article', {'data-item': id}, mine.odd ? judging(item, mine) : intruder(item))
-      : h('article', {class: 'end'}, h('h2', {}, 'All done. Thank you.'), h('p', {}, 'Download the ratings and send the file to whoever asked you.'))
+      : h('article', {class: 'end'}, h('h2', {}, 'All done. Thank you.'),
+        h('p', {}, 'Download the ratings and send the file to whoever asked you.'))
     return [bar(by), h('p', {class: 'note', role: 'status'}, s.note), s.help ? help : null, body,
       h('footer', {}, files(), button('Another rater', () => { s.rater = ''; s.note = ''; draw() }))].filter(Boolean)
   }
@@ -646,11 +665,15 @@ function rating(model, el) {
     root.replaceChildren(...screen())
     const first = root.querySelector('.name input[type=text]')
     if (first) first.focus({preventScroll: true})
-    else if (document.activeElement === document.body || root.contains(document.activeElement) || s.rater) root.focus({preventScroll: true})
+    else root.focus({preventScroll: true})
   }
   function onkey(e) {
     if (e.ctrlKey && e.key === 'Enter' || e.key === 'Escape') {
-      if (e.target.tagName === 'TEXTAREA') { e.preventDefault(); e.stopPropagation(); e.target.blur(); root.focus({preventScroll: true}) }
+      if (e.target.tagName !== 'TEXTAREA') return
+      e.preventDefault()
+      e.stopPropagation()
+      e.target.blur()
+      root.focus({preventScroll: true})
       return
     }
     if (['INPUT', 'TEXTAREA'].includes(e.target.tagName)) return e.stopPropagation()
@@ -670,10 +693,12 @@ function rating(model, el) {
     const label = root.querySelector('.state')
     if (label) { label.textContent = state(); label.className = s.lost && s.unsaved.size ? 'state bad' : 'state' }
   }
-  function slow() { // nobody answered: the kernel may be gone
-    if (s.unsaved.size && !s.lost) heard({type: 'failed', why: 'no answer; they are safe in this browser. Run the cell again.'})
+  let waited = 0
+  function slow() { // nobody answered for a while: the kernel may be gone
+    waited = s.unsaved.size ? waited + 1 : 0
+    const why = 'no answer; they are safe in this browser. Run the cell again.'
+    if (waited > 2 && !s.lost) heard({type: 'failed', why})
   }
-  const onlog = () => { if (s.rater) draw() }
   const unload = e => { if (s.unsaved.size) e.preventDefault() }
   root.addEventListener('keydown', onkey)
   model.on('msg:custom', heard)
@@ -697,13 +722,20 @@ export default {render({model, el}) { return rating(model, el) }}
 ESM = _ESM_ORDER + _ESM_LOG + _ESM_VIEW # the module: front end of the widget, and text within the page
 
 _COLOURS = dict(
-    light='--bg:#fff;--fg:#1b1b1f;--soft:#5c5c66;--line:#d5d5dd;--card:#f6f6f9;--mark:#ffdf8a;--markfg:#1b1b1f;--go:#0b5cad;--bad:#b3261e;--on:#fff',
-    dark='--bg:#16171a;--fg:#e9e9ee;--soft:#a9a9b4;--line:#3b3c44;--card:#202126;--mark:#6b5200;--markfg:#fff3cf;--go:#8ab8ff;--bad:#ff9d94;--on:#10131a')
-CSS = '.jsae-rate{LIGHT}@media (prefers-color-scheme:dark){body:not([data-jp-theme-light]) .jsae-rate{DARK}}body[data-jp-theme-light="false"] .jsae-rate{DARK}'.replace(
-    'LIGHT', _COLOURS['light']).replace('DARK', _COLOURS['dark']) + '''
-.jsae-rate{background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:.75rem 1rem;
+    LIGHT='--bg:#fff;--fg:#1b1b1f;--soft:#5c5c66;--line:#d5d5dd;--card:#f6f6f9;--mark:#ffdf8a;--markfg:#1b1b1f;'
+        '--go:#0b5cad;--bad:#b3261e;--on:#fff',
+    DARK='--bg:#16171a;--fg:#e9e9ee;--soft:#a9a9b4;--line:#3b3c44;--card:#202126;--mark:#6b5200;--markfg:#fff3cf;'
+        '--go:#8ab8ff;--bad:#ff9d94;--on:#10131a')
+_THEMES = '''.jsae-rate{LIGHT}
+@media (prefers-color-scheme:dark){body:not([data-jp-theme-light]) .jsae-rate{DARK}}
+body[data-jp-theme-light="false"] .jsae-rate{DARK}
+'''
+CSS = re.sub('LIGHT|DARK', lambda m: _COLOURS[m[0]], _THEMES) + '''
+.jsae-rate{background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;
+  padding:.75rem 1rem;
   box-sizing:border-box;color-scheme:light dark}
 .jsae-rate:focus-visible,.jsae-rate :focus-visible{outline:2px solid var(--go);outline-offset:2px}
+.jsae-rate:focus-visible{outline-offset:-2px}
 .jsae-rate *{box-sizing:border-box}
 .jsae-rate h2{font-size:1.15rem;margin:.6rem 0;line-height:1.35;color:var(--fg)}
 .jsae-rate h3{font-size:.85rem;margin:.8rem 0 .2rem;color:var(--soft);font-weight:600}
@@ -714,7 +746,8 @@ CSS = '.jsae-rate{LIGHT}@media (prefers-color-scheme:dark){body:not([data-jp-the
 .jsae-rate .state.bad{color:var(--bad);font-weight:600}
 .jsae-rate .note{min-height:1.3em;margin:.2rem 0}
 .jsae-rate .tools,.jsae-rate .files,.jsae-rate .answers{display:flex;gap:.4rem;flex-wrap:wrap}
-.jsae-rate button{font:inherit;color:var(--fg);background:var(--card);border:1px solid var(--line);border-radius:.45rem;padding:.35rem .7rem;
+.jsae-rate button{font:inherit;color:var(--fg);background:var(--card);border:1px solid var(--line);
+  border-radius:.45rem;padding:.35rem .7rem;
   min-height:2.4rem;cursor:pointer}
 .jsae-rate button:hover{border-color:var(--go)}
 .jsae-rate button.main,.jsae-rate button[aria-pressed=true]{background:var(--go);color:var(--on);border-color:var(--go)}
@@ -726,15 +759,19 @@ CSS = '.jsae-rate{LIGHT}@media (prefers-color-scheme:dark){body:not([data-jp-the
 .jsae-rate .choice{display:flex;gap:.7rem;align-items:baseline;width:100%;text-align:left;padding:.6rem .7rem}
 .jsae-rate .text{white-space:pre-wrap;overflow-wrap:anywhere;min-width:0}
 .jsae-rate mark{background:var(--mark);color:var(--markfg);border-radius:.2rem;padding:.05em .1em;font-weight:600}
-.jsae-rate kbd{font:600 .85em ui-monospace,monospace;border:1px solid currentColor;border-radius:.3rem;padding:0 .35em;opacity:.8;
+.jsae-rate kbd{font:600 .85em ui-monospace,monospace;border:1px solid currentColor;border-radius:.3rem;
+  padding:0 .35em;opacity:.8;
   background:none;color:inherit;box-shadow:none}
 .jsae-rate label{display:block;margin:.6rem 0 .2rem}
-.jsae-rate textarea,.jsae-rate input[type=text]{font:inherit;width:100%;color:var(--fg);background:var(--card);border:1px solid var(--line);
+.jsae-rate textarea,.jsae-rate input[type=text]{font:inherit;width:100%;color:var(--fg);background:var(--card);
+  border:1px solid var(--line);
   border-radius:.4rem;padding:.4rem .5rem}
 .jsae-rate .name .main{margin:.6rem 0}
-.jsae-rate .help{display:grid;grid-template-columns:max-content 1fr;gap:.2rem .8rem;background:var(--card);padding:.6rem;border-radius:.4rem;margin:.4rem 0}
+.jsae-rate .help{display:grid;grid-template-columns:max-content 1fr;gap:.2rem .8rem;background:var(--card);
+  padding:.6rem;border-radius:.4rem;margin:.4rem 0}
 .jsae-rate dd{margin:0}
-.jsae-rate footer{display:flex;justify-content:space-between;flex-wrap:wrap;gap:.4rem;margin-top:1rem;padding-top:.6rem;border-top:1px solid var(--line)}
+.jsae-rate footer{display:flex;justify-content:space-between;flex-wrap:wrap;gap:.4rem;margin-top:1rem;
+  padding-top:.6rem;border-top:1px solid var(--line)}
 .jsae-rate .hidden{display:none}
 '''
 assert 'innerHTML' not in ESM and 'insertAdjacent' not in ESM and 'fetch(' not in ESM
@@ -745,7 +782,8 @@ const read = id => JSON.parse(document.getElementById(id).textContent)
 const data = {study: read('study'), log: [], page: true}, ears = {}
 const tell = (name, v) => (ears[name] || []).forEach(f => f(v))
 const model = {get: k => data[k], set: (k, v) => { data[k] = v }, save_changes() {},
-  on: (name, f) => (ears[name] ??= []).push(f), off: (name, f) => { ears[name] = (ears[name] || []).filter(g => g !== f) },
+  on: (name, f) => (ears[name] ??= []).push(f),
+  off: (name, f) => { ears[name] = (ears[name] || []).filter(g => g !== f) },
   send: m => queueMicrotask(() => tell('msg:custom', m.kept ? {type: 'saved', ids: m.records.map(r => r.rid)}
     : {type: 'failed', why: 'this browser keeps nothing: download before you leave'}))}
 import('data:text/javascript;charset=utf-8,' + encodeURIComponent(read('module')))
@@ -760,7 +798,8 @@ def page_html(
 ) -> str:         # one file, complete
     "The study as a page that needs no server and reaches none"
     policy = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'"
-    body_style = ':root{color-scheme:light dark}body{margin:0;background:#fff}@media (prefers-color-scheme:dark){body{background:#16171a}}'
+    body_style = ':root{color-scheme:light dark}body{margin:0;background:#fff}' \
+        '@media (prefers-color-scheme:dark){body{background:#16171a}}'
     return f'''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
@@ -803,7 +842,7 @@ def read_log(
         for line in lines:
             try: records.append(json.loads(line))
             except ValueError: continue          # cut off while it was written
-        if lines and not records: raise UserError(f'{path} is no log of ratings: take the file that was downloaded') from None
+        if lines and not records: raise UserError(f'{path} is no log of ratings: take what was downloaded') from None
         if len(records) < len(lines):
             warnings.warn(f'{path}: {len(lines) - len(records)} half-written line left out', stacklevel=2)
     if not all(_is_record(r) for r in records):
@@ -886,18 +925,22 @@ def ratings(
     logs = [logs] if logs and isinstance(logs[0], dict) else logs
     records = list({r['rid']: r for log in logs for r in log}.values())
     wrong = {r['study'] for r in records} - {key['study']}
-    if wrong: raise UserError(f"a log is of study {min(wrong)}, the key of {key['study']}: give the key that was written with that page")
+    if wrong:
+        what = f"a log is of study {min(wrong)}, the key of {key['study']}"
+        raise UserError(f'{what}: give the key that was written with that page')
     lost = {r['item'] for r in records} - set(key['items'])
     if lost: raise UserError(f'the key knows no item {min(lost)}: give the key that was written with that page')
     back = {(r['rater'], r['of']) for r in records if r['kind'] == 'undo'}
     said = {}
     for r in sorted(records, key=lambda r: (r['t'], r['n'])):
-        if r['kind'] != 'undo' and (r['rater'], r['rid']) not in back: said.setdefault((r['rater'], r['item']), {})[r['kind']] = r['value']
+        if r['kind'] == 'undo' or (r['rater'], r['rid']) in back: continue
+        said.setdefault((r['rater'], r['item']), {})[r['kind']] = r['value']
     out = []
     for (rater, item), a in sorted(said.items()):
         k, v, odd = key['items'][item], a.get('judge'), a.get('odd')
-        out.append(Rating(rater, item, v, SCORE.get(v, math.nan), math.nan if odd is None else float(odd == k['right']), a.get('why', ''),
-            k['role'], k['arm'], k['group'], k['stratum'], k['latent'], k.get('of')))
+        hit = math.nan if odd is None else float(odd == k['right'])
+        out.append(Rating(rater, item, v, SCORE.get(v, math.nan), hit, a.get('why', ''), k['role'], k['arm'],
+            k['group'], k['stratum'], k['latent'], k.get('of')))
     return out
 
 # %% ../nbs/33_rate.ipynb #33000037
@@ -1014,7 +1057,8 @@ def difference(
     cell, C = _codes([(r.group, r.stratum) for r in rows])
     of_cell = np.zeros((G, C))
     of_cell[group, cell] = 1
-    share = None if weights is None else np.array([weights[c] for c in dict.fromkeys((r.group, r.stratum) for r in rows)])
+    share = None if weights is None else np.array([weights[c] for c in dict.fromkeys((r.group, r.stratum)
+        for r in rows)])
     def statistic(W):
         sums = lambda v: (W*v) @ D                               # (draws, G)
         na, nb, sa, sb = sums(is_a), sums(~is_a), sums(is_a*x), sums(~is_a*x)
@@ -1065,7 +1109,8 @@ def self_agreement(
 ) -> Estimate:
     "Alpha between each rater's first and second judgement of the same latent"
     first = {(r.rater, r.item): r.score for r in rows if r.role == 'latent' and r.judge}
-    pairs = [(first[r.rater, r.of], r.score) for r in rows if r.role == 'repeat' and r.judge and (r.rater, r.of) in first]
+    second = [r for r in rows if r.role == 'repeat' and r.judge and (r.rater, r.of) in first]
+    pairs = [(first[r.rater, r.of], r.score) for r in second]
     if not pairs: return Estimate(*[math.nan]*5, 0, 0)
     return _alpha_interval(np.array(pairs).T, level, draws, seed)
 
@@ -1142,13 +1187,16 @@ class Analysis:
         out = ['**Simulated raters: no person has rated this.**\n'] if self.simulated else []
         out += ['| arm | ratings | score | yes | intruder found (chance .20) |', '|---|---:|---:|---:|---:|']
         out += [f'| {a} | {self.score[a].n} | {self.score[a]} | {self.yes[a]} | {self.hit[a]} |' for a in self.score]
-        out += ['\n| difference of scores | by ratings | as if drawn uniformly | of intruders found |', '|---|---:|---:|---:|']
-        out += [f'| {a} − {b} | {d} | {self.uniform[a, b]} | {self.hit_differences[a, b]} |' for (a, b), d in self.differences.items()]
+        out += ['\n| difference of scores | by ratings | as if drawn uniformly | of intruders found |',
+            '|---|---:|---:|---:|']
+        for (a, b), d in self.differences.items():
+            out.append(f'| {a} − {b} | {d} | {self.uniform[a, b]} | {self.hit_differences[a, b]} |')
         out += [f'\nagreement α {self.alpha} (nominal {self.alpha_nominal}), with oneself {self.self_alpha}'
             + (f'; Spearman with the score {self.spearman}' if self.spearman else '')]
         out += ['\n| rater | judgements | bias | shams | latents |', '|---|---:|---:|---:|---:|']
         n = Counter(r.rater for r in self.rows if r.judge)
-        out += [f'| {r} | {n[r]} | {e} | {self.shams[r][0]:.2f} | {self.shams[r][1]:.2f} |' for r, e in self.bias.items()]
+        for r, e in self.bias.items():
+            out.append(f'| {r} | {n[r]} | {e} | {self.shams[r][0]:.2f} | {self.shams[r][1]:.2f} |')
         return '\n'.join(out)
 
 def analyse(
@@ -1180,8 +1228,9 @@ def analyse(
         differences={p: difference(rows, *p, **kw) for p in pairs},
         hit_differences={p: difference(rows, *p, what='hit', **kw) for p in pairs},
         uniform={p: difference(rows, *p, weights=shares(*p), **kw) for p in pairs},
-        alpha=agreement(rows, **kw), alpha_nominal=agreement(rows, 'nominal', **kw), self_alpha=self_agreement(rows, **kw),
-        bias=rater_bias(rows, **kw), shams={r: (mean(r, 'sham')[0], mean(r, 'latent')[0], mean(r, 'sham')[1]) for r in raters},
+        alpha=agreement(rows, **kw), alpha_nominal=agreement(rows, 'nominal', **kw),
+        self_alpha=self_agreement(rows, **kw), bias=rater_bias(rows, **kw),
+        shams={r: (mean(r, 'sham')[0], mean(r, 'latent')[0], mean(r, 'sham')[1]) for r in raters},
         spearman=with_score(rows, scores, **kw) if scores else None)
 
 # %% ../nbs/33_rate.ipynb #33000046
@@ -1228,7 +1277,8 @@ def simulated_log(
     def add(item, kind, value, **more):
         n = len(out)
         t = (start + timedelta(seconds=10*n)).strftime('%Y-%m-%dT%H:%M:%S.000Z')
-        out.append(dict(rid=f'{zlib.crc32(name.encode()):08x}{n:08x}', study=page['id'], rater=name, item=item, kind=kind, value=value,
+        out.append(dict(rid=f'{zlib.crc32(name.encode()):08x}{n:08x}', study=page['id'], rater=name, item=item,
+            kind=kind, value=value,
             t=t, n=n, ms=9000, simulated=True, **more))
     for item in path[:round(rater.share*len(path))]:
         k = key['items'][item]
@@ -1287,9 +1337,10 @@ def _look(v, path, numbers, words):
         text = len(v) == 3 and all(isinstance(u, str) for u in v)       # before, hit, after
         for i, u in enumerate(v): _look(u, f'{path}.{("before", "hit", "after")[i] if text else i}', numbers, words)
     elif isinstance(v, str):
-        counts = dict(letters=len(v), words=len(v.split()), capitals=sum(c.isupper() for c in v), digits=sum(c.isdigit() for c in v),
-            marks=sum(not c.isalnum() and not c.isspace() for c in v), lines=v.count('\n'), space=float(v[:1].isspace()),
-            nonascii=sum(ord(c) > 127 for c in v))
+        count = lambda test: sum(map(test, v))
+        counts = dict(letters=len(v), words=len(v.split()), capitals=count(str.isupper), digits=count(str.isdigit),
+            marks=count(lambda c: not c.isalnum() and not c.isspace()), lines=v.count('\n'),
+            space=float(v[:1].isspace()), nonascii=count(lambda c: ord(c) > 127))
         numbers.update({f'{path} {k}': n for k, n in counts.items()})
         words.update((path.endswith('hit'), w.lower()) for w in re.findall(r'\w+|[^\w\s]', v))
     elif v is not None: numbers[path] = float(v)
@@ -1343,7 +1394,15 @@ def _centroid(x, y, test, k, width):
     means = np.stack([x[y == c].mean(0) for c in range(k)])
     return ((test[:, None] - means)**2).sum(-1).argmin(1)
 
-TOOLS = {'logistic regression': _logistic, 'nearest neighbours': _nearest, 'nearest centroid': _centroid}
+def _single(x, y, test, k, width):
+    "The one column that tells the classes of `x` best, by the nearest class mean"
+    means = np.stack([x[y == c].mean(0) for c in range(k)])             # (k, columns)
+    near = lambda v: np.abs(v - means[:, None]).argmin(0)               # (items, columns)
+    best = (near(x) == y[:, None]).mean(0).argmax()
+    return near(test)[:, best]
+
+TOOLS = {'logistic regression': _logistic, 'nearest neighbours': _nearest, 'nearest centroid': _centroid,
+    'best single number': _single}
 
 class Guess(NamedTuple):
     "How well an inspector does"
@@ -1370,7 +1429,7 @@ def _views(page, key):
     use = [i for i, item in enumerate(page['items']) if key['items'][item['id']]['role'] == 'latent']
     def turned(x):
         u, s, _ = np.linalg.svd(x[use], full_matrices=False)
-        return u*s, x.shape[1]
+        return u*s, x[use]
     return [page['items'][i]['id'] for i in use], {k: turned(x) for k, x in feats.items()}
 
 def _inspected(views, arms, folds, seed):
@@ -1381,9 +1440,12 @@ def _inspected(views, arms, folds, seed):
         here = g.permutation(np.flatnonzero(y == c))
         fold[here] = np.arange(len(here)) % folds
     out = []
-    for sees, (x, width) in views.items():
+    for sees, (turned, columns) in views.items():
         for tool, f in TOOLS.items():
-            right = sum((f(x[fold != j], y[fold != j], x[fold == j], k, width) == y[fold == j]).sum() for j in range(folds))
+            if f is _single and sees != 'numbers': continue
+            x = columns if f is _single else turned
+            right = sum((f(x[fold != j], y[fold != j], x[fold == j], k, columns.shape[1]) == y[fold == j]).sum()
+                for j in range(folds))
             out.append(Guess(tool, sees, float(right/len(y)), *wilson(right, len(y)), len(y)))
     return out
 
@@ -1424,4 +1486,5 @@ def inspector_table(
     for i, g in enumerate(first):
         cells = [f'{s[i].right:.2f} [{s[i].low:.2f}, {s[i].high:.2f}]' for s in studies.values()]
         out.append(f'| {g.tool} | {g.sees} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(out + [f'\nShare of architectures guessed right, 95 % interval; chance {1/arms:.2f}; {first[0].n} latents.'])
+    n = first[0].n
+    return '\n'.join(out + [f'\nShare of arms guessed right, 95 % interval; chance {1/arms:.2f}; n = {n}.'])
