@@ -117,7 +117,7 @@ def test_nothing_that_a_model_writes_breaks_a_reader():
 
 @pytest.mark.parametrize('reply,want', [('1. Yes\n2) no', [True, False]), ('**1** yes\n**2** NO!', [True, False]),
     ('2 no\n1 yes', [True, False]), ('1 yes 2 no', [None, None]), ('1 yes\n3 no', [True, None]),
-    ('1 maybe\n2 no', [None, False]), ('1: yes because\n2: no', [None, False]), ('0 yes\n1 no', [False, None])])
+    ('1 maybe\n2 no', [None, False]), ('1: yes because\n2: no', [None, False]), ('0 yes\n1 no', [False, None]), ('1 yes\n1 no\n2 no', [None, False])])
 def test_yes_and_no(reply, want): assert read_yes_no(reply, 2) == want
 
 
@@ -169,7 +169,7 @@ def toy(n_docs=20, width=40, seed=0):
     row = torch.arange(n)//width
     t = torch.as_tensor
     massive = torch.zeros(n, dtype=torch.bool)
-    massive[7::50] = True
+    massive[7::5] = True
     return Firings(t(latent).int(), t(at).int(), t(value[latent, at]), t(offsets), torch.arange(n), row, row,
         torch.arange(n) % width, massive, [f'd{i}' for i in range(n_docs)],
         SimpleNamespace(decode=lambda ids: f' w{int(ids[0])}'))
@@ -254,6 +254,9 @@ def test_remembered_is_of_one_judge_and_one_question(tmp_path):
     assert [r.complete([a]), r.complete([a]), r.complete([b]), r.complete([a], max_tokens=3)] == ['1', '1', '2', '3']
     assert r.logprobs([a], ['yes', 'no']) == r.logprobs([a], ['yes', 'no']) == [-4., -9.]
     assert r.logprobs([a], ['no', 'yes']) == [-5., -9.] and c.n == 5
+    class Another(Counting):
+        def __init__(self): self.n = 50
+    assert Remembered(Another(), tmp_path).complete([a]) == '51'        # of nobody else's replies
     assert not hasattr(Remembered(SkilledJudge(KNOWN[:1], 1.), tmp_path), 'logprobs')
     for f in tmp_path.rglob('*.json'): f.write_text('[]')
     assert r.complete([a]) == '6'
