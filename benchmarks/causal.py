@@ -30,7 +30,7 @@ D_SAE = 2048                    # latents
 RIGHT = .9                      # a contrast stays when the model is right on at least this share of its rows
 MOST = 24                       # pairs of a contrast: half of them rank, half judge
 PLACES, WORDS = 16, 16_384      # places of ordinary text; KL is of the prediction among so many words, the likeliest
-# Sufficiency: rows, their tokens, and every so many predictions judged. A first pass had 8 rows, and intervals of ±1 nat
+# Sufficiency: rows, their tokens, every so many predictions judged. A first pass had 8 rows: intervals of about ±1 nat
 ROWS, LENGTH, EVERY = 24, 32, 3
 ARCHS = ('jumprelu', 'topk', 'gated', 'batchtopk', 'relu')
 # Margins. Share at k = 4: a quarter of the distance of about 0.2 between trained and random dictionaries in a first
@@ -336,7 +336,8 @@ def summarise():
                 (u, size), (w, _) = (kept(s[:m], 16) for s in same)
                 d = u - w
             comparisons.append(compare(what, d, size, margin, 32, 'jumprelu', b))
-    first = [c for c in comparisons if c['what'] == f'share at k = {K}' and c['l0'] == 32 and c['b'] in ('topk', 'gated')]
+    primary = f'share at k = {K}'
+    first = [c for c in comparisons if c['what'] == primary and c['l0'] == 32 and c['b'] in ('topk', 'gated')]
     words = '; '.join(f"{c['verdict']} than {look(c['b']).label}'s" if c['verdict'] in ('higher', 'lower') else
         f"{c['verdict']}{' to' if c['verdict'] == 'similar' else ' against'} {look(c['b']).label}'s" for c in first)
     steering = next((a['steer'] | dict(sae=k) for k, a in arms.items() if 'steer' in a), None)
@@ -376,7 +377,8 @@ def run(folder):
         got = PARTS[part](units, bench, arm)
         cpu, wall = time.process_time() - t[0], time.time() - t[1]
         l0 = None if units is None else mean_l0(units, bench.sample[:1024])
-        d |= dict(arch=arm[0], setting=arm[1], seed=arm[2], keys=d.get('keys', {}) | {part: keys[part]}, of=known, l0=l0)
+        d |= dict(arch=arm[0], setting=arm[1], seed=arm[2], of=known, l0=l0)
+        d['keys'] = d.get('keys', {}) | {part: keys[part]}
         d |= dict(seconds=d.get('seconds', {}) | {part: cpu}) | {part: got}
         write_json(path, d)
         print(f'{part:7} {arm_name(arm):24} {cpu:6.1f} s cpu {wall:6.1f} s', flush=True)
