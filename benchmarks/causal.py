@@ -30,7 +30,8 @@ D_SAE = 2048                    # latents
 RIGHT = .9                      # a contrast stays when the model is right on at least this share of its rows
 MOST = 24                       # pairs of a contrast: half of them rank, half judge
 PLACES, WORDS = 16, 16_384      # places of ordinary text; KL is of the prediction among so many words, the likeliest
-ROWS, LENGTH, EVERY = 8, 32, 3  # rows, their tokens, and every so many predictions judged, for sufficiency
+# Sufficiency: rows, their tokens, every so many predictions judged. A first pass had 8 rows: intervals of about ±1 nat
+ROWS, LENGTH, EVERY = 24, 32, 3
 ARCHS = ('jumprelu', 'topk', 'gated', 'batchtopk', 'relu')
 # Margins. Share at k = 4: a quarter of the distance of about 0.2 between trained and random dictionaries in a first
 # trial with one seed and one contrast. Ablation: a ratio within 1.25 either way; that trial's two architectures were
@@ -104,12 +105,12 @@ def job_list(saes, l0s):
     first = lambda archs, want, seeds: [(a, at(a, want), s) for s in seeds for a in archs if settings[a]]
     one, more, frozen = seeds[:1], seeds[1:], [('softfrozen', None, 0)]
     order = [('patch', first(main, 32, one) + line[:2] + first(main, 32, more) + first(rest, 32, one) + line[2:]),
-        ('ablate', first(main, 32, one) + line[1:2]), ('keep', first(main, 32, one) + line[1:4]),
-        ('patch', first(rest, 32, more) + frozen), ('ablate', first(main, 32, more) + first(rest, 32, one)),
-        ('steer', [('jumprelu', at('jumprelu', 32), seeds[0])]),
-        ('keep', first(main, 32, more) + first(rest, 32, one) + line[4:5]),
+        ('ablate', first(main, 32, one) + line[1:2]), ('patch', first(rest, 32, more) + frozen),
+        ('ablate', first(main, 32, more) + first(rest, 32, one)),
+        ('keep', first(main, 32, one) + line[1:4]), ('steer', [('jumprelu', at('jumprelu', 32), seeds[0])]),
         *[('patch', first(main, want, seeds)) for want in (64, 16, 128)],
-        ('ablate', frozen), ('keep', first(rest, 32, more) + frozen), ('ablate', first(rest, 32, more)),
+        ('keep', first(main, 32, more) + first(rest, 32, one)), ('ablate', frozen), ('keep', frozen),
+        ('ablate', first(rest, 32, more)), ('keep', line[4:5] + first(rest, 32, more)),
         *[('patch', first(rest, want, seeds)) for want in (64, 16, 128)]]
     jobs = dict.fromkeys((part, arm) for part, arms in order for arm in arms if arm in saes or arm[0] in FLOORS)
     jobs |= dict.fromkeys(('patch', k) for k in saes)
@@ -303,7 +304,7 @@ def summarise():
         if a['arch'] not in ARCHS or 'patch' not in a: continue
         l0.setdefault(a['arch'], {}).setdefault(a['setting'], []).append(a['l0'])
     l0 = {a: {v: float(np.mean(o)) for v, o in s.items()} for a, s in l0.items()}
-    rows, comparisons = [], []
+    rows, comparisons, everywhere = [], [], {}
     for a in (a for a in ARCHS if a in l0):
         main = near(l0[a], 32)
         rows += [arm_row(shared, arms, a, v, 'sae32' if v == main else 'sae') for v in sorted(l0[a], key=l0[a].get)]
@@ -316,6 +317,11 @@ def summarise():
             if at.get('jumprelu') is not None and at.get(b) is not None:
                 d = paired(at['jumprelu'], at[b])[:, :, KS.index(K)]
                 comparisons.append(compare(f'share at k = {K}', d, n, MARGINS['share'], want, 'jumprelu', b))
+                everywhere.setdefault(b, []).append(d)
+    for b, d in everywhere.items(): # not asked for beforehand: added when one sparsity alone proved too noisy
+        if len(d) == 4 and len({o.shape for o in d}) == 1:
+            what = f'share at k = {K}, mean of four L0s (added later)'
+            comparisons.append(compare(what, sum(d)/4, n, MARGINS['share'], None, 'jumprelu', b))
     main = {a: near(v, 32) for a, v in l0.items()}
     for b in ('topk', 'gated', 'batchtopk', 'relu'):
         for what, part, margin in (('log KL ratio to the covariance control', 'ablate', MARGINS['ablation']),
@@ -330,7 +336,8 @@ def summarise():
                 (u, size), (w, _) = (kept(s[:m], 16) for s in same)
                 d = u - w
             comparisons.append(compare(what, d, size, margin, 32, 'jumprelu', b))
-    first = [c for c in comparisons if c['what'].startswith('share') and c['l0'] == 32 and c['b'] in ('topk', 'gated')]
+    primary = f'share at k = {K}'
+    first = [c for c in comparisons if c['what'] == primary and c['l0'] == 32 and c['b'] in ('topk', 'gated')]
     words = '; '.join(f"{c['verdict']} than {look(c['b']).label}'s" if c['verdict'] in ('higher', 'lower') else
         f"{c['verdict']}{' to' if c['verdict'] == 'similar' else ' against'} {look(c['b']).label}'s" for c in first)
     steering = next((a['steer'] | dict(sae=k) for k, a in arms.items() if 'steer' in a), None)
@@ -355,19 +362,23 @@ def run(folder):
     shared = dict(facts=FACTS, accuracy=bench.accuracy, kept=bench.names, full=bench.full, covered=bench.covered,
         env=run_env(), words=bench.study.words)
     write_json(OUT/'shared.json', shared)
-    key, loaded = fingerprint([FACTS, bench.names, bench.full]), (None, None, None)
+    loaded = None, None, None
+    own = dict(patch=[KS, bench.full], ablate=[PLACES, WORDS], keep=[SUFFICIENCY_KS, ROWS, LENGTH, EVERY])
+    own['steer'] = own['keep']
+    keys = {part: fingerprint([SITE, MOST, RIGHT, PLACES, bench.names, own[part]]) for part in PARTS}
     for part, arm in job_list(saes, l0s):
         path = OUT/'arms'/f'{arm_name(arm)}.json'
         d = read_json(path) if path.exists() else {}
-        if d.get('key') == key and part in d: continue
+        if d.get('keys', {}).get(part) == keys[part]: continue
         t = time.process_time(), time.time()
         if loaded[0] != arm: loaded = (arm, *load_arm(arm, bench, saes, l0s))
         _, units, known = loaded
-        if d.get('key') != key or d.get('of') != known: d = {}
+        if d.get('of') != known: d = {}
         got = PARTS[part](units, bench, arm)
         cpu, wall = time.process_time() - t[0], time.time() - t[1]
         l0 = None if units is None else mean_l0(units, bench.sample[:1024])
-        d |= dict(arch=arm[0], setting=arm[1], seed=arm[2], key=key, of=known, l0=l0)
+        d |= dict(arch=arm[0], setting=arm[1], seed=arm[2], of=known, l0=l0)
+        d['keys'] = d.get('keys', {}) | {part: keys[part]}
         d |= dict(seconds=d.get('seconds', {}) | {part: cpu}) | {part: got}
         write_json(path, d)
         print(f'{part:7} {arm_name(arm):24} {cpu:6.1f} s cpu {wall:6.1f} s', flush=True)

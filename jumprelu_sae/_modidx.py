@@ -126,6 +126,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.causal.Suffix._cache': ('causal.html#suffix._cache', 'jumprelu_sae/causal.py'),
                                      'jumprelu_sae.causal.Suffix.final': ('causal.html#suffix.final', 'jumprelu_sae/causal.py'),
                                      'jumprelu_sae.causal.Suffix.x': ('causal.html#suffix.x', 'jumprelu_sae/causal.py'),
+                                     'jumprelu_sae.causal._empty_cache': ('causal.html#_empty_cache', 'jumprelu_sae/causal.py'),
                                      'jumprelu_sae.causal._encoded': ('causal.html#_encoded', 'jumprelu_sae/causal.py'),
                                      'jumprelu_sae.causal._pairs': ('causal.html#_pairs', 'jumprelu_sae/causal.py'),
                                      'jumprelu_sae.causal._words': ('causal.html#_words', 'jumprelu_sae/causal.py'),

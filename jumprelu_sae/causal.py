@@ -8,7 +8,7 @@ __all__ = ['CONTRASTS', 'SIDES', 'CONTROLS', 'Suffix', 'slow_final', 'word_logit
            'keep_largest_units', 'places', 'Place', 'sign_matched', 'control', 'promoted_words', 'ablate',
            'hodges_lehmann', 'log_ratios', 'centre_draws', 'steer']
 
-# %% ../nbs/34_causal.ipynb #ce0027a7
+# %% ../nbs/34_causal.ipynb #8a698d3a
 import contextlib, copy, math
 from dataclasses import dataclass, replace
 from typing import Callable, NamedTuple
@@ -16,16 +16,17 @@ from typing import Callable, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from .core import UserError
+from .core import UserError, require
 from .evaluate import ResumedForward, counted_losses
 from .intervals import resample
 from .lm import LM
 from .sites import Site, _entrance, _without_layers, check_ids, hooked, layer_inputs, parse_site, splice
 from .text import Tokens
 
-# %% ../nbs/34_causal.ipynb #3e06116b
+# %% ../nbs/34_causal.ipynb #e0e09da9
+def _empty_cache(): return require('transformers', 'lm').DynamicCache()
+
 class Suffix:
     "Rows that are run once; one goes on from one position at a site, what lies before it is kept as keys and values"
     def __init__(self,
@@ -44,7 +45,7 @@ class Suffix:
         self.shared = bool((ids[:, :pos] == ids[:1, :pos]).all()) # one prefix for all rows: run it once
         with torch.no_grad():
             before = self.ids[:1] if self.shared else self.ids
-            cache = DynamicCache()
+            cache = _empty_cache()
             lm.decoder(input_ids=before[:, :pos], past_key_values=cache, use_cache=True)
             self.past = [(o.keys, o.values) for o in cache.layers]
             self.hidden = layer_inputs(lm, self.ids, self.start)[:, pos:] # (n, s-pos, d_model)
@@ -55,7 +56,7 @@ class Suffix:
 
     def _cache(self, rows):
         "The prefix of these rows: keys and values of every layer"
-        cache = DynamicCache()
+        cache = _empty_cache()
         for i, (k, v) in enumerate(self.past):
             if self.shared: k, v = (o.expand(len(rows), -1, -1, -1) for o in (k, v))
             else: k, v = k[rows], v[rows]
@@ -597,8 +598,11 @@ def steer(
         def fn(v):
             here = judge.tokens.mask & ~judge.rule(v)
             return v + dose*here[..., None]*direction.to(v)
-        logp = torch.cat([word_logits(lm, h).log_softmax(-1)[:, torch.cat([words, nxt])]
-            for h, nxt in zip(judge.half.final(judge.rows, fn)[r, p].split(1), ids[r, p + 1].split(1))])
-        out.append(dict(dose=float(dose), probability=float(logp[:, :-1].exp().sum(1).mean()),
-            loss=float(-logp[:, -1].mean())))
+        likely, loss = [], []
+        for h, nxt in zip(judge.half.final(judge.rows, fn)[r, p].split(32), ids[r, p + 1].split(32)):
+            logp = word_logits(lm, h).log_softmax(-1)
+            likely.append(logp[:, words].exp().sum(1))
+            loss.append(-logp.gather(1, nxt[:, None])[:, 0])
+        means = dict(probability=float(torch.cat(likely).mean()), loss=float(torch.cat(loss).mean()))
+        out.append(dict(dose=float(dose)) | means)
     return out

@@ -67,6 +67,7 @@ def test_every_arm_has_its_parts(done):
     main = [r for r in s['arms'] if r['group'] == 'sae32']
     assert all(r['seeds'] == 2 and 'ablation' in r and 'sufficiency' in r for r in main)
     assert {c['what'].split()[0] for c in s['comparisons']} == {'share', 'log', 'delta'}
+    assert all(c['seeds'] == 2 for c in s['comparisons'])
     assert s['steering']['curve'] and s['short_over_full'] > 0
     json.dumps(s, allow_nan=False)
 
