@@ -7,8 +7,8 @@ __all__ = ['MAIN', 'LONG', 'AT_STEP', 'VERDICTS', 'METRICS_COMPARED', 'MARGIN', 
            'SMALL', 'RUN', 'FRONTIER', 'PLACES', 'ZERO', 'SIZE', 'LATENTS', 'LETTER', 'CLAIMS', 'FRONT', 'Evidence',
            'Finding', 'Claim', 'long_run', 'combine', 'lower_error', 'not_worse', 'higher_error', 'dense_latents',
            'estimator', 'learning_theta', 'who_receives', 'derived_and_ablated', 'seeds_and_splits', 'unjudged',
-           'similar_meaning', 'as_relevant', 'judged', 'write_claims', 'claim_table', 'findings', 'place_rows', 'news',
-           'negative', 'spent']
+           'similar_meaning', 'and_meaning', 'as_relevant', 'judged', 'write_claims', 'claim_table', 'findings',
+           'place_rows', 'news', 'negative', 'spent']
 
 # %% ../nbs/45_claims.ipynb #6c8bf980
 import math
@@ -287,7 +287,17 @@ def _said(c: dict) -> str: # a comparison of summary.json in a few words
 
 def _compared(e: Evidence, name: str, rivals: tuple) -> list: # comparisons with some rivals; [] without the file
     if not e.has(f'{name}/summary.json'): return []
-    return [c for c in e.json(f'{name}/summary.json')['comparisons'] if c['a'] == SUBJECT and c['b'] in rivals]
+    d = e.json(f'{name}/summary.json')
+    rows = [v | dict(lo=v['interval'][0], hi=v['interval'][1]) for v in d.get('verdicts', [])
+        if (v['where'], v['score']) == ('common', 'r3')] + d.get('comparisons', [])
+    return [c for c in rows if c['a'] == SUBJECT and c['b'] in rivals]
+
+def _beside_floor(d: dict) -> str: # how the score compares with a dictionary that was hardly free to learn
+    frozen = [f['r3.firing']['mean'] for f in d.get('floor_table', []) if 'softfrozen' in f['floor'].replace('-', '')]
+    ours = [a['r3.firing']['mean'] for a in d.get('at32', []) if a['arch'] == SUBJECT]
+    if not frozen or not ours: return ''
+    return (f'. The score says that firing is predictable, not that directions were found: by firing, dictionaries kept near '
+        f'their random start reach {min(frozen):.3f} to {max(frozen):.3f}, JumpReLU {ours[0]:.3f}')
 
 def similar_meaning(*rivals: str) -> Callable: # a judge
     "Are latents about as predictable by an explanation as the rivals', under every way to average?"
@@ -300,11 +310,20 @@ def similar_meaning(*rivals: str) -> Callable: # a judge
         verdict = 'refuted' if lower else 'partly' if all(words.values()) and set(every) == {'similar'} else 'undecided'
         d = e.json('interpret/summary.json')
         value = "mean Pearson r of an n-gram explanation on held-out text, JumpReLU's minus the rival's: "
-        value += '; '.join(map(_said, cs)) + '. No person has rated yet (33_rate is ready)'
+        value += '; '.join(map(_said, cs)) + _beside_floor(d) + '. No person has rated yet (33_rate is ready)'
         short = ', '.join(f"{look(b).label}: {', '.join(dict.fromkeys(ws))}" for b, ws in words.items())
-        return Finding(value, verdict, d.get('n', ''), d['seconds']/60, d['env']['device'], dict(comparisons=cs),
+        n = f"{cs[0]['seeds']} seeds, {d['n_tokens']:,} held-out tokens"
+        return Finding(value, verdict, n, d['cpu_seconds']/60, d['env']['device'], dict(comparisons=cs),
             f'held-out r of explanations against {short}; no person has rated')
     return judge
+
+def and_meaning(judge: Callable, *rivals: str) -> Callable: # a judge
+    "The verdict of a judge; its value also says what is known of interpretability"
+    def both(e: Evidence) -> Finding:
+        f, meaning = judge(e), similar_meaning(*rivals)(e)
+        if meaning.short: f.value += f' Interpretability: {meaning.short}.'
+        return f
+    return both
 
 SHARE, ABLATION = 'share', 'log KL ratio'  # how 34_causal names its two main measures
 
@@ -366,8 +385,8 @@ CLAIMS = [
         wording='higher reconstruction fidelity than Gated and TopK SAEs at matched sparsity on Gemma 2 '
             'activations, without loss of interpretability', source=PITH, paper=BIG, ours=SMALL,
         rule='JumpReLU better than Gated and TopK on FVU and delta LM loss; at most "partly" here: '
-            'another model, interpretability open', reason=ZERO, where=FRONTIER, command=RUN,
-        judge=lower_error('gated', 'topk', at_most='partly')),
+            'another model, no human ratings', reason=ZERO, where=FRONTIER, command=RUN,
+        judge=and_meaning(lower_error('gated', 'topk', at_most='partly'), 'gated', 'topk')),
     Claim('C2',
         wording='the straight-through estimators optimise the intended sparse reconstruction objective', source=PITH,
         paper='equations 11 to 15', ours='three worlds with known population gradient, five bandwidths',
