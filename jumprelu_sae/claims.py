@@ -140,46 +140,53 @@ def lower_error(
     return judge
 
 # %% ../nbs/45_claims.ipynb #b11d59ac
-MARGIN = dict(fvu=math.log(1.01), delta_lm_loss=.01)
+MARGIN = dict(fvu=math.log(1.01), delta_lm_loss=0.01)
 
 def not_worse(
-    baseline: str,            # an architecture
-    run: str = 'laptop-full', # folder in results
-) -> Callable: # a judge
+    baseline: str,  # an architecture
+    run: str = 'laptop-full',  # folder in results
+) -> Callable:  # a judge
     "The interval of the subject's disadvantage ends below the margin, on both metrics"
+
     def judge(e: Evidence) -> Finding:
-        if run != MAIN and not e.has_run(run): return Finding('its runs are not there yet', 'not yet tested')
+        if run != MAIN and not e.has_run(run):
+            return Finding('its runs are not there yet', 'not yet tested')
         rs = e.results(run)
         vs = [falsifier(rs, SUBJECT, baseline, m) for m in MARGIN]
         ok = [v.both is not None and v.both[1] < MARGIN[v.metric] for v in vs]
         worse = [v.both is not None and v.both[0] > MARGIN[v.metric] for v in vs]
         verdict = 'held' if all(ok) else 'partly' if any(ok) else 'undecided'
-        if any(worse): verdict = 'refuted'
+        if any(worse):
+            verdict = 'refuted'
         numbers = {v.metric: dict(area=v.area, both=v.both, margin=MARGIN[v.metric]) for v in vs}
         return _found(e, run, vs, verdict, numbers=numbers)
+
     return judge
 
-def _places_above(at: list, v) -> str: # at which L0s the error is certainly higher, in words
-    if not at: return 'at no single L0 is the error certainly higher'
-    most = 100*math.expm1(max(o['high'] for o in at))
+def _places_above(at: list, v) -> str:  # at which L0s the error is certainly higher, in words
+    if not at:
+        return 'at no single L0 is the error certainly higher'
+    most = 100 * math.expm1(max(o['high'] for o in at))
     where = f"{len(at)} of {len(v.l0s)} L0s ({at[0]['l0']:.0f} to {at[-1]['l0']:.0f})"
     return f'the error is certainly higher at {where}, by at most {most:.1f} %'
 
 def higher_error(
-    baseline: str,            # an architecture
-    run: str = 'laptop-full', # folder in results
-) -> Callable: # a judge
-    "The falsifier itself: the subject's FVU is higher at equal L0, over the whole range or, by the simultaneous band, at single L0s"
+    baseline: str,  # an architecture
+    run: str = 'laptop-full',  # folder in results
+) -> Callable:  # a judge
+    "The falsifier itself: the subject's FVU is higher, over the whole range or, by the simultaneous band, at single L0s"
+
     def judge(e: Evidence) -> Finding:
         v = falsifier(e.results(run), SUBJECT, baseline, 'fvu')
-        at = [dict(l0=l, low=a, high=b) for l, a, b in zip(v.l0s, v.band_los, v.band_his)
-            if a is not None and a > 0]
+        at = [dict(l0=l, low=a, high=b) for l, a, b in zip(v.l0s, v.band_los, v.band_his) if a is not None and a > 0]
         verdict = {'refuted': 'held', 'held': 'refuted'}.get(v.verdict, 'undecided')
-        if at and verdict != 'held': verdict = 'partly'
+        if at and verdict != 'held':
+            verdict = 'partly'
         said = f"{_places_above(at, v)}; over the whole range: {v.sentence.partition(': ')[2]}"
         n = f'{len(v.seeds)} seeds, {v.n_docs} documents'
         numbers = dict(area=v.area, both=v.both, at=at)
         return Finding(said, verdict, n, e.minutes(run), e.run(run)['env']['device'], numbers)
+
     return judge
 
 # %% ../nbs/45_claims.ipynb #976ecbe3
@@ -281,29 +288,41 @@ def unjudged(why: str, verdict: str = 'not yet tested') -> Callable: # a judge t
     return lambda e: Finding(why, verdict)
 
 # %% ../nbs/45_claims.ipynb #5a450011
-def _said(c: dict) -> str: # a comparison of summary.json in a few words
+def _said(c: dict) -> str:  # a comparison of summary.json in a few words
     what = c.get('denominator') or c['what']
-    return f"{c['verdict']} against {look(c['b']).label} ({what}: {c['difference']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}])"
+    return (
+        f"{c['verdict']} against {look(c['b']).label} ({what}: {c['difference']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}])"
+    )
 
-def _compared(e: Evidence, name: str, rivals: tuple) -> list: # comparisons with some rivals; [] without the file
-    if not e.has(f'{name}/summary.json'): return []
+def _compared(e: Evidence, name: str, rivals: tuple) -> list:  # comparisons with some rivals; [] without the file
+    if not e.has(f'{name}/summary.json'):
+        return []
     d = e.json(f'{name}/summary.json')
-    rows = [v | dict(lo=v['interval'][0], hi=v['interval'][1]) for v in d.get('verdicts', [])
-        if (v['where'], v['score']) == ('common', 'r3')] + d.get('comparisons', [])
+    rows = [
+        v | dict(lo=v['interval'][0], hi=v['interval'][1])
+        for v in d.get('verdicts', [])
+        if (v['where'], v['score']) == ('common', 'r3')
+    ] + d.get('comparisons', [])
     return [c for c in rows if c['a'] == SUBJECT and c['b'] in rivals]
 
-def _beside_floor(d: dict) -> str: # how the score compares with a dictionary that was hardly free to learn
+def _beside_floor(d: dict) -> str:  # how the score compares with a dictionary that was hardly free to learn
     frozen = [f['r3.firing']['mean'] for f in d.get('floor_table', []) if 'softfrozen' in f['floor'].replace('-', '')]
     ours = [a['r3.firing']['mean'] for a in d.get('at32', []) if a['arch'] == SUBJECT]
-    if not frozen or not ours: return ''
-    return (f'. The score says that firing is predictable, not that directions were found: by firing, dictionaries kept near '
-        f'their random start reach {min(frozen):.3f} to {max(frozen):.3f}, JumpReLU {ours[0]:.3f}')
+    if not frozen or not ours:
+        return ''
+    return (
+        f'. The score says that firing is predictable, not that directions were found: by firing, dictionaries kept '
+        f'near '
+        f'their random start reach {min(frozen):.3f} to {max(frozen):.3f}, JumpReLU {ours[0]:.3f}'
+    )
 
-def similar_meaning(*rivals: str) -> Callable: # a judge
+def similar_meaning(*rivals: str) -> Callable:  # a judge
     "Are latents about as predictable by an explanation as the rivals', under every way to average?"
+
     def judge(e: Evidence) -> Finding:
         cs = _compared(e, 'interpret', rivals)
-        if not cs: return Finding('its scores are not there yet', 'not yet tested')
+        if not cs:
+            return Finding('its scores are not there yet', 'not yet tested')
         words = {b: [c['verdict'] for c in cs if c['b'] == b] for b in rivals}
         every = [w for ws in words.values() for w in ws]
         lower = any(ws and set(ws) == {'lower'} for ws in words.values())
@@ -313,35 +332,62 @@ def similar_meaning(*rivals: str) -> Callable: # a judge
         value += '; '.join(map(_said, cs)) + _beside_floor(d) + '. No person has rated yet (33_rate is ready)'
         short = ', '.join(f"{look(b).label}: {', '.join(dict.fromkeys(ws))}" for b, ws in words.items())
         n = f"{cs[0]['seeds']} seeds, {d['n_tokens']:,} held-out tokens"
-        return Finding(value, verdict, n, d['cpu_seconds']/60, d['env']['device'], dict(comparisons=cs),
-            f'held-out r of explanations against {short}; no person has rated')
+        return Finding(
+            value,
+            verdict,
+            n,
+            d['cpu_seconds'] / 60,
+            d['env']['device'],
+            dict(comparisons=cs),
+            f'held-out r of explanations against {short}; no person has rated',
+        )
+
     return judge
 
-def and_meaning(judge: Callable, *rivals: str) -> Callable: # a judge
+def and_meaning(judge: Callable, *rivals: str) -> Callable:  # a judge
     "The verdict of a judge; its value also says what is known of interpretability"
+
     def both(e: Evidence) -> Finding:
         f, meaning = judge(e), similar_meaning(*rivals)(e)
-        if meaning.short: f.value += f' Interpretability: {meaning.short}.'
+        if meaning.short:
+            f.value += f' Interpretability: {meaning.short}.'
         return f
+
     return both
 
 SHARE, ABLATION = 'share', 'log KL ratio'  # how 34_causal names its two main measures
 
-def as_relevant(*rivals: str, l0: float = 32) -> Callable: # a judge
+def as_relevant(*rivals: str, l0: float = 32) -> Callable:  # a judge
     "Do the best latents move as much of a concept, and does an ablation do as much beyond its control?"
+
     def judge(e: Evidence) -> Finding:
         cs = [c for c in _compared(e, 'causal', rivals) if c['l0'] == l0]
         by = {k: [c['verdict'] for c in cs if c['what'].startswith(k)] for k in (SHARE, ABLATION)}
-        if len(by[SHARE]) < len(rivals): return Finding('its arms are not there yet', 'not yet tested')
-        def passes(words): return bool(words) and set(words) <= {'similar', 'higher'}
+        if len(by[SHARE]) < len(rivals):
+            return Finding('its arms are not there yet', 'not yet tested')
+
+        def passes(words):
+            return bool(words) and set(words) <= {'similar', 'higher'}
+
         verdict = 'refuted' if 'lower' in by[SHARE] else 'undecided'
-        if passes(by[SHARE]): verdict = 'held' if passes(by[ABLATION]) else 'partly'
+        if passes(by[SHARE]):
+            verdict = 'held' if passes(by[ABLATION]) else 'partly'
         d = e.json('causal/summary.json')
         seeds = f"{min(c['seeds'] for c in cs)} seeds, {sum(d['items'].values())} word pairs"
         shares = [c for c in cs if c['what'].startswith(SHARE)]
-        return Finding('; '.join(map(_said, cs)), verdict, seeds, d['seconds']/60, d['env']['device'],
-            dict(comparisons=cs), 'share of a concept moved: ' + '; '.join(
-                f"{c['difference']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}] against {look(c['b']).label}" for c in shares))
+        return Finding(
+            '; '.join(map(_said, cs)),
+            verdict,
+            seeds,
+            d['seconds'] / 60,
+            d['env']['device'],
+            dict(comparisons=cs),
+            'share of a concept moved: '
+            + '; '.join(
+                f"{c['difference']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}] against {look(c['b']).label}" for c in shares
+            ),
+        )
+
     return judge
 
 # %% ../nbs/45_claims.ipynb #8d06dca8
@@ -355,116 +401,265 @@ PLACES = {
     'laptop-wide': 'the main site, 4,096 latents',
     'laptop-layer': 'residual stream after layer 14, 2,048 latents',
     'laptop-mlp': 'output of the MLP of layer 9, 2,048 latents',
-    'laptop-attn': 'attention of layer 9 before its output matrix, 2,048 latents'}
+    'laptop-attn': 'attention of layer 9 before its output matrix, 2,048 latents',
+}
 ZERO = 'none: the interval over documents and seeds says what is noise'
 SIZE = '1 % of FVU and 0.01 nats: as far apart as two seeds of one TopK'
 
-LATENTS = ('Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 250 thousand tokens, L0 about 16 to 128, '
-    'three seeds, SHORT recipe')
-LETTER = ('Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, PAPER recipe: 100,000 steps of 128 activations '
-    'from 1.8 million tokens, one seed')
+LATENTS = (
+    'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 250 thousand tokens, L0 about 16 to 128, '
+    'three seeds, SHORT recipe'
+)
+LETTER = (
+    'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, PAPER recipe: 100,000 steps of 128 activations '
+    'from 1.8 million tokens, one seed'
+)
 
-def _long(id: str, of: str, wording: str, rule: str, judge: Callable) -> Claim: # a claim in the paper's own recipe
-    return Claim(id, wording=f'{of} in the paper\'s own recipe, run to its end: {wording}', source=PAPER, paper=BIG,
-        ours=LETTER, rule=f'{rule}, at {AT_STEP:,} steps, over documents', reason=ZERO,
-        where='21_recipe, The paper\'s recipe, run to its end', command='python benchmarks/long_run.py', judge=judge)
+def _long(id: str, of: str, wording: str, rule: str, judge: Callable) -> Claim:  # a claim in the paper's own recipe
+    return Claim(
+        id,
+        wording=f'{of} in the paper\'s own recipe, run to its end: {wording}',
+        source=PAPER,
+        paper=BIG,
+        ours=LETTER,
+        rule=f'{rule}, at {AT_STEP:,} steps, over documents',
+        reason=ZERO,
+        where='21_recipe, The paper\'s recipe, run to its end',
+        command='python benchmarks/long_run.py',
+        judge=judge,
+    )
 
-def _elsewhere(i: int, run: str, place: str) -> Claim: # S0 to S4
-    return Claim(f'S{i}',
+def _elsewhere(i: int, run: str, place: str) -> Claim:  # S0 to S4
+    return Claim(
+        f'S{i}',
         wording=f'better than Gated, TopK and BatchTopK at equal L0 elsewhere: {place}',
-        source='ours, after the paper, which compares at three layers and three sites', paper=BIG,
+        source='ours, after the paper, which compares at three layers and three sites',
+        paper=BIG,
         ours='Gemma 3 270M (4-bit conversion), 300 thousand tokens, L0 8 to 128, one seed, SHORT as tuned at the main '
-             'site',
+        'site',
         rule='better than each of the three on FVU and delta LM loss',
-        reason='none: the interval over documents (one seed) says what is noise', where=FRONTIER,
+        reason='none: the interval over documents (one seed) says what is noise',
+        where=FRONTIER,
         command=f"python benchmarks/frontiers.py {run.removeprefix('laptop-')}",
-        judge=lower_error('gated', 'topk', 'batchtopk', run=run))
+        judge=lower_error('gated', 'topk', 'batchtopk', run=run),
+    )
 
 CLAIMS = [
-    Claim('C1',
+    Claim(
+        'C1',
         wording='higher reconstruction fidelity than Gated and TopK SAEs at matched sparsity on Gemma 2 '
-            'activations, without loss of interpretability', source=PITH, paper=BIG, ours=SMALL,
+        'activations, without loss of interpretability',
+        source=PITH,
+        paper=BIG,
+        ours=SMALL,
         rule='JumpReLU better than Gated and TopK on FVU and delta LM loss; at most "partly" here: '
-            'another model, no human ratings', reason=ZERO, where=FRONTIER, command=RUN,
-        judge=and_meaning(lower_error('gated', 'topk', at_most='partly'), 'gated', 'topk')),
-    Claim('C2',
-        wording='the straight-through estimators optimise the intended sparse reconstruction objective', source=PITH,
-        paper='equations 11 to 15', ours='three worlds with known population gradient, five bandwidths',
+        'another model, no human ratings',
+        reason=ZERO,
+        where=FRONTIER,
+        command=RUN,
+        judge=and_meaning(lower_error('gated', 'topk', at_most='partly'), 'gated', 'topk'),
+    ),
+    Claim(
+        'C2',
+        wording='the straight-through estimators optimise the intended sparse reconstruction objective',
+        source=PITH,
+        paper='equations 11 to 15',
+        ours='three worlds with known population gradient, five bandwidths',
         rule='all estimates within 3 standard errors of their expectation; bias of order ε (STE), ε² (KDE)',
-        reason='3 standard errors: thirty comparisons', where='03_expected_loss, Agreement',
-        command='python benchmarks/derivation.py', judge=estimator),
-    Claim('C2b',
+        reason='3 standard errors: thirty comparisons',
+        where='03_expected_loss, Agreement',
+        command='python benchmarks/derivation.py',
+        judge=estimator,
+    ),
+    Claim(
+        'C2b',
         wording='learning thresholds by the estimator, and not the activation alone, brings the fidelity',
-        source='ours, after review point 1', paper=BIG,
+        source='ours, after review point 1',
+        paper=BIG,
         ours='laptop, 250 thousand tokens, L0 = 32, everything else equal',
         rule='learnt θ better than fixed θ by 3 standard errors',
         reason='3 standard errors: one comparison among many rows',
-        where='21_recipe, Where does the fidelity come from?', command='python benchmarks/recipe.py levels ablation',
-        judge=learning_theta),
-    Claim('C3',
-        wording='JumpReLU beats Gated at fixed sparsity', source=PITH, paper=BIG, ours=SMALL,
-        rule='better on both metrics', reason=ZERO, where=FRONTIER, command=RUN, judge=lower_error('gated')),
-    Claim('C4',
-        wording='JumpReLU beats TopK at fixed sparsity', source=PITH, paper=BIG, ours=SMALL,
-        rule='better on both metrics', reason=ZERO, where=FRONTIER, command=RUN, judge=lower_error('topk')),
-    Claim('P1',
-        wording='at least as good as TopK on delta LM loss against L0', source=PAPER, paper=BIG, ours=SMALL,
-        rule='disadvantage below the margin on both metrics', reason=SIZE, where=FRONTIER, command=RUN,
-        judge=not_worse('topk')),
-    Claim('P2',
-        wording='JumpReLU and TopK have more latents that fire on over 10 % of tokens than Gated', source=PAPER,
-        paper=BIG, ours=SMALL, rule='more at every sparsity, means over seeds', reason='none: a count',
-        where='50_reproduction, Every SAE', command=RUN, judge=dense_latents()),
-    Claim('P3',
-        wording='fewer than 0.06 % of latents fire on over 10 % of tokens, at width 131,072', source=PAPER, paper=BIG,
-        ours='no run of that width', rule='not applicable',
-        judge=unjudged('the share depends on the width, and ours is 64 times smaller', 'not testable here')),
-    Claim('P4',
-        wording='interpretability of JumpReLU, Gated and TopK latents is similar', source=PAPER,
-        paper='blinded human ratings, and a language model that explains and predicts', ours=LATENTS,
+        where='21_recipe, Where does the fidelity come from?',
+        command='python benchmarks/recipe.py levels ablation',
+        judge=learning_theta,
+    ),
+    Claim(
+        'C3',
+        wording='JumpReLU beats Gated at fixed sparsity',
+        source=PITH,
+        paper=BIG,
+        ours=SMALL,
+        rule='better on both metrics',
+        reason=ZERO,
+        where=FRONTIER,
+        command=RUN,
+        judge=lower_error('gated'),
+    ),
+    Claim(
+        'C4',
+        wording='JumpReLU beats TopK at fixed sparsity',
+        source=PITH,
+        paper=BIG,
+        ours=SMALL,
+        rule='better on both metrics',
+        reason=ZERO,
+        where=FRONTIER,
+        command=RUN,
+        judge=lower_error('topk'),
+    ),
+    Claim(
+        'P1',
+        wording='at least as good as TopK on delta LM loss against L0',
+        source=PAPER,
+        paper=BIG,
+        ours=SMALL,
+        rule='disadvantage below the margin on both metrics',
+        reason=SIZE,
+        where=FRONTIER,
+        command=RUN,
+        judge=not_worse('topk'),
+    ),
+    Claim(
+        'P2',
+        wording='JumpReLU and TopK have more latents that fire on over 10 % of tokens than Gated',
+        source=PAPER,
+        paper=BIG,
+        ours=SMALL,
+        rule='more at every sparsity, means over seeds',
+        reason='none: a count',
+        where='50_reproduction, Every SAE',
+        command=RUN,
+        judge=dense_latents(),
+    ),
+    Claim(
+        'P3',
+        wording='fewer than 0.06 % of latents fire on over 10 % of tokens, at width 131,072',
+        source=PAPER,
+        paper=BIG,
+        ours='no run of that width',
+        rule='not applicable',
+        judge=unjudged('the share depends on the width, and ours is 64 times smaller', 'not testable here'),
+    ),
+    Claim(
+        'P4',
+        wording='interpretability of JumpReLU, Gated and TopK latents is similar',
+        source=PAPER,
+        paper='blinded human ratings, and a language model that explains and predicts',
+        ours=LATENTS,
         rule='similar to both under each of three ways to average: partly (no person has rated); lower than one under '
-            'all three: refuted', reason='0.05 of a mean Pearson r: 32_interpret says why',
-        where='32_interpret', command='python benchmarks/interpret.py SAES_FOLDER',
-        judge=similar_meaning('gated', 'topk')),
-    Claim('F',
+        'all three: refuted',
+        reason='0.05 of a mean Pearson r: 32_interpret says why',
+        where='32_interpret',
+        command='python benchmarks/interpret.py SAES_FOLDER',
+        judge=similar_meaning('gated', 'topk'),
+    ),
+    Claim(
+        'F',
         wording='a side-by-side showing higher MSE for JumpReLU than for TopK at identical L0 on held-out activations',
-        source=PITH, paper='would refute C4', ours=SMALL,
+        source=PITH,
+        paper='would refute C4',
+        ours=SMALL,
         rule='FVU certainly higher on the whole: held; at single L0s: partly (both are bad news for the paper)',
-        reason=ZERO, where='31_frontier, The falsifier, as a function', command=RUN, judge=higher_error('topk')),
-    Claim('B1',
+        reason=ZERO,
+        where='31_frontier, The falsifier, as a function',
+        command=RUN,
+        judge=higher_error('topk'),
+    ),
+    Claim(
+        'B1',
         wording='JumpReLU beats BatchTopK at fixed sparsity',
-        source='ours: BatchTopK is the stronger rival in its own paper', ours=SMALL, rule='better on both metrics',
-        reason=ZERO, where=FRONTIER, command=RUN, judge=lower_error('batchtopk')),
+        source='ours: BatchTopK is the stronger rival in its own paper',
+        ours=SMALL,
+        rule='better on both metrics',
+        reason=ZERO,
+        where=FRONTIER,
+        command=RUN,
+        judge=lower_error('batchtopk'),
+    ),
     *(_elsewhere(i, run, place) for i, (run, place) in enumerate(PLACES.items())),
-    _long('L1', 'C1', 'higher fidelity than Gated (RI-L1, free rows) and TopK',
-        'better than both on FVU and delta LM loss', lower_error('gated', 'topk', run='long', at_most='partly')),
-    _long('L3', 'C3', 'JumpReLU beats Gated (RI-L1, free rows)', 'better on both metrics',
-        lower_error('gated', run='long')),
-    _long('L3u', 'C3', 'JumpReLU beats Gated with unit rows', 'better on both metrics',
-        lower_error('gated', run='long_unit')),
+    _long(
+        'L1',
+        'C1',
+        'higher fidelity than Gated (RI-L1, free rows) and TopK',
+        'better than both on FVU and delta LM loss',
+        lower_error('gated', 'topk', run='long', at_most='partly'),
+    ),
+    _long(
+        'L3',
+        'C3',
+        'JumpReLU beats Gated (RI-L1, free rows)',
+        'better on both metrics',
+        lower_error('gated', run='long'),
+    ),
+    _long(
+        'L3u',
+        'C3',
+        'JumpReLU beats Gated with unit rows',
+        'better on both metrics',
+        lower_error('gated', run='long_unit'),
+    ),
     _long('L4', 'C4', 'JumpReLU beats TopK', 'better on both metrics', lower_error('topk', run='long')),
-    _long('LP1', 'P1', 'at least as good as TopK', 'disadvantage below the margin on both metrics',
-        not_worse('topk', run='long')),
-    _long('LP2', 'P2', 'JumpReLU and TopK have more dense latents than Gated', 'more at every sparsity',
-        dense_latents(run='long')),
-    Claim('R1',
+    _long(
+        'LP1',
+        'P1',
+        'at least as good as TopK',
+        'disadvantage below the margin on both metrics',
+        not_worse('topk', run='long'),
+    ),
+    _long(
+        'LP2',
+        'P2',
+        'JumpReLU and TopK have more dense latents than Gated',
+        'more at every sparsity',
+        dense_latents(run='long'),
+    ),
+    Claim(
+        'R1',
         wording='an explicit derivation of the estimator, and an ablation that isolates it from the activation',
-        source=PITH, rule='both exist', where='03_expected_loss; 21_recipe',
-        command='python benchmarks/derivation.py; python benchmarks/recipe.py ablation', judge=derived_and_ablated),
-    Claim('R2',
+        source=PITH,
+        rule='both exist',
+        where='03_expected_loss; 21_recipe',
+        command='python benchmarks/derivation.py; python benchmarks/recipe.py ablation',
+        judge=derived_and_ablated,
+    ),
+    Claim(
+        'R2',
         wording='error bars over seeds, data-split details, and an ablation that varies only the activation',
-        source=PITH, ours=SMALL, rule='three seeds; counts and hashes of each part', where='50_reproduction, The data',
-        command=RUN, judge=seeds_and_splits),
-    Claim('R3', wording='correlation of manual and automated interpretability scores', source=PITH,
-        where='33_rate', judge=unjudged('no person has rated yet: the page, its key and its analysis are ready')),
-    Claim('R3b', wording='a control that latents stay causally relevant at the baselines\' sparsity', source=PITH,
-        ours=LATENTS, rule='similar to or higher than Gated and TopK in the share of a concept that four latents move, and '
-            'in what an ablation does beyond its control', reason='margins of 34_causal, fixed before its runs',
-        where='34_causal', command='python benchmarks/causal.py SAES_FOLDER', judge=as_relevant('gated', 'topk')),
-    Claim('R4',
-        wording='which variables receive the straight-through gradient, said explicitly', source=PITH,
-        rule='a table says it, and every mutant that sends it elsewhere is noticed', where='02_ste, Who receives what',
-        command='python tools/mutate.py --save', judge=who_receives),
+        source=PITH,
+        ours=SMALL,
+        rule='three seeds; counts and hashes of each part',
+        where='50_reproduction, The data',
+        command=RUN,
+        judge=seeds_and_splits,
+    ),
+    Claim(
+        'R3',
+        wording='correlation of manual and automated interpretability scores',
+        source=PITH,
+        where='33_rate',
+        judge=unjudged('no person has rated yet: the page, its key and its analysis are ready'),
+    ),
+    Claim(
+        'R3b',
+        wording='a control that latents stay causally relevant at the baselines\' sparsity',
+        source=PITH,
+        ours=LATENTS,
+        rule='similar to or higher than Gated and TopK in the share of a concept that four latents move, and '
+        'in what an ablation does beyond its control',
+        reason='margins of 34_causal, fixed before its runs',
+        where='34_causal',
+        command='python benchmarks/causal.py SAES_FOLDER',
+        judge=as_relevant('gated', 'topk'),
+    ),
+    Claim(
+        'R4',
+        wording='which variables receive the straight-through gradient, said explicitly',
+        source=PITH,
+        rule='a table says it, and every mutant that sends it elsewhere is noticed',
+        where='02_ste, Who receives what',
+        command='python tools/mutate.py --save',
+        judge=who_receives,
+    ),
 ]
 
 # %% ../nbs/45_claims.ipynb #65ddf70d
@@ -504,15 +699,23 @@ FRONT = {  # rows of the front page -> the claim in a few words, and the regime 
     'C2b': ('learned thresholds beat fixed ones', '250 thousand tokens, L0 32'),
     'P2': ('more dense latents than Gated (JumpReLU, TopK)', '1M tokens, 3 seeds'),
     'P4': ('latents about as interpretable as Gated’s and TopK’s', '250 thousand tokens, 3 seeds'),
-    'R3b': ('latents as causally relevant as the baselines’', '250 thousand tokens, 3 seeds')}
+    'R3b': ('latents as causally relevant as the baselines’', '250 thousand tokens, 3 seeds'),
+}
 
 def findings(
-    rows: list[dict], # of claims.json
-) -> list[dict]: # claim, verdict, found, regime
+    rows: list[dict],  # of claims.json
+) -> list[dict]:  # claim, verdict, found, regime
     "What was found, short enough for a front page"
     by_id = {r['id']: r for r in rows}
-    def row(i): return dict(claim=FRONT[i][0], verdict=by_id[i]['verdict'], found=by_id[i]['short'] or by_id[i]['value'],
-        regime=FRONT[i][1])
+
+    def row(i):
+        return dict(
+            claim=FRONT[i][0],
+            verdict=by_id[i]['verdict'],
+            found=by_id[i]['short'] or by_id[i]['value'],
+            regime=FRONT[i][1],
+        )
+
     return [row(i) for i in FRONT]
 
 # %% ../nbs/45_claims.ipynb #f3a7a293

@@ -263,7 +263,7 @@ def inspected_earlier(folder: Path) -> dict:
 # %% ../nbs/51_cli.ipynb #5c1a0002
 def compare(
     path: Path,  # folder of a saved SAE, such as reports/laptop/saes/jumprelu-32-seed0
-    # the other: a folder, or hf:owner/name/folder such as hf:google/gemma-scope-2-270m-pt/resid_post/layer_9_width_16k_l0_medium
+    # the other: a folder, or hf:owner/name/folder
     with_: str = None,
     n_test: int = 16_384,  # held-out activations
     n_lm: int = 4096,  # of these, tokens of the language-model loss
@@ -271,13 +271,14 @@ def compare(
     offline: bool = False,  # take the other from the Hub's cache, without any request
 ):
     "Two SAEs of one site on the same documents: L0, FVU, loss, dead latents, what they have in common"
-    if with_ is None: raise UserError('beside which SAE? give --with FOLDER or --with hf:owner/name/folder')
+    if with_ is None:
+        raise UserError('beside which SAE? give --with FOLDER or --with hf:owner/name/folder')
     sae, other = load_sae(path), load_sae(with_, offline=offline)
     out = make_folder(out or path)
     c = compare_saes(sae, other, n_test=n_test, n_lm=n_lm)
     save_comparison(c, out)
     print(comparison_table(c))
-    print(f"written: {out/'comparison.json'}, comparison.png")
+    print(f"written: {out / 'comparison.json'}, comparison.png")
 
 def push(
     path: Path,  # folder of a saved SAE
@@ -289,7 +290,7 @@ def push(
     private: bool = False,  # for a repository that is made
 ):
     "Put an SAE on the Hub, in one commit with its card; the same command goes on where it was interrupted"
-    sae, file = load_sae(path), Path(path)/'evaluation.json'
+    sae, file = load_sae(path), Path(path) / 'evaluation.json'
     metrics = Result.load(file) if file.is_file() else None
     print(f'pushed: {push_sae(sae, repo, license, subfolder, metrics, private, revision, layout)}')
 

@@ -26,8 +26,19 @@ from .sites import Site
 from .sae import SAE, BatchTopKSAE, JumpReLUSAE
 from .sparse import SparseDecode, SparsePre, Support, find_topk, has_sparse_step, sparse_loss
 from .text import Document, Tokens, pack, worker_of
-from .train import (Cadence, Paths, StreamError, TrainConfig, Trainer, Windows, check_finite, run_step, sole_writer,
-    train_saes, write_checkpoint)
+from jumprelu_sae.train import (
+    Cadence,
+    Paths,
+    StreamError,
+    TrainConfig,
+    Trainer,
+    Windows,
+    check_finite,
+    run_step,
+    sole_writer,
+    train_saes,
+    write_checkpoint,
+)
 
 # %% ../nbs/22_distributed.ipynb #168c89b0
 class OtherFailed(StreamError):

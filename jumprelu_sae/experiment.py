@@ -724,50 +724,66 @@ def run_experiment(
 # %% ../nbs/43_experiment.ipynb #7f135c03
 class Frontier:
     "A table and a figure of error against L0; shows itself in a notebook"
-    def __init__(self,
-        rows: list[dict], # of `frontier_table`
-        figure, # matplotlib's
+
+    def __init__(
+        self,
+        rows: list[dict],  # of `frontier_table`
+        figure,  # matplotlib's
     ):
         self.rows, self.figure = rows, figure
 
     def __str__(self) -> str:
-        columns = [c for c in ('name', 'arch', 'target', 'seed', 'l0', 'fvu',
-            'delta_lm_loss') if any(r.get(c) is not None for r in self.rows)]
+        columns = [
+            c
+            for c in ('name', 'arch', 'target', 'seed', 'l0', 'fvu', 'delta_lm_loss')
+            if any(r.get(c) is not None for r in self.rows)
+        ]
         return text_table(self.rows, columns)
 
-    def __repr__(self) -> str: return str(self)
+    def __repr__(self) -> str:
+        return str(self)
 
     def _repr_png_(self) -> bytes:
         import io
+
         data = io.BytesIO()
         self.figure.savefig(data, format='png', bbox_inches='tight')
         return data.getvalue()
 
 def saved_results(
-    path: Path, # results.json of a run
+    path: Path,  # results.json of a run
 ) -> list[Result]:
     "The results of a run; UserError when the file is damaged"
     d = read_json(path)
     rows = d.get('results') if isinstance(d, dict) else None
-    try: return [Result(**r) for r in rows]
-    except TypeError: raise UserError(f'{path} holds no results of a run: run it again') from None
+    try:
+        return [Result(**r) for r in rows]
+    except TypeError:
+        raise UserError(f'{path} holds no results of a run: run it again') from None
 
 def frontier(
-    results: list[Result]|str|Path, # results or evaluations, or the folder of a run
-    path: str|Path|None = None, # where to write the figure, if anywhere
-) -> Frontier: # rows and figure
+    results: list[Result] | str | Path,  # results or evaluations, or the folder of a run
+    path: str | Path | None = None,  # where to write the figure, if anywhere
+) -> Frontier:  # rows and figure
     "Error against sparsity, for what was evaluated; UserError when there is nothing to show"
-    if isinstance(results, (str, Path)): results = saved_results(Path(results)/'results.json')
-    if isinstance(results, Result): results = [results]
+    if isinstance(results, (str, Path)):
+        results = saved_results(Path(results) / 'results.json')
+    if isinstance(results, Result):
+        results = [results]
     if not isinstance(results, (list, tuple)):
-        raise UserError(f'{type(results).__name__} is no list of results: give what run_experiment returned, or the folder of a run')
+        raise UserError(
+            f'{type(results).__name__} is no list of results: give what run_experiment returned, or the folder of a run'
+        )
     for r in results:
         if not isinstance(r, Result):
             raise UserError(f'{type(r).__name__} is no result: give what run_experiment or evaluate returned')
         lacks = [k for k in ('l0', 'fvu', 'delta_lm_loss') if k not in r.metrics]
-        if lacks: raise UserError(f"{r.name} was evaluated without {', '.join(lacks)}: evaluate it again")
-    if not results: raise UserError('no results: give what run_experiment or evaluate returned')
+        if lacks:
+            raise UserError(f"{r.name} was evaluated without {', '.join(lacks)}: evaluate it again")
+    if not results:
+        raise UserError('no results: give what run_experiment or evaluate returned')
     from matplotlib import pyplot as plt
+
     figure = frontier_figure(results, path)
     plt.close(figure)  # left open, a notebook would show it twice
     return Frontier(frontier_table(results), figure)

@@ -394,22 +394,25 @@ class SkilledJudge:
 @dataclass(frozen=True)
 class Cost:
     "What a list of questions would cost"
-    calls: int          # that would be made
+
+    calls: int  # that would be made
     prompt_tokens: int  # about, or as the judge counts
-    reply_tokens: int   # at most
-    known: int = 0      # further questions whose replies are on disk already
+    reply_tokens: int  # at most
+    known: int = 0  # further questions whose replies are on disk already
 
     def __str__(self) -> str:
         said = f'{self.calls:,} calls, {self.prompt_tokens:,} prompt tokens, at most {self.reply_tokens:,} of replies'
         return said + (f'; {self.known:,} replies are there already' if self.known else '')
 
     def __add__(self, other: 'Cost') -> 'Cost':
-        return Cost(*(getattr(self, n) + getattr(other, n) for n in ('calls', 'prompt_tokens', 'reply_tokens', 'known')))
+        return Cost(
+            *(getattr(self, n) + getattr(other, n) for n in ('calls', 'prompt_tokens', 'reply_tokens', 'known'))
+        )
 
 def estimate(
-    judge,            # who would be asked
+    judge,  # who would be asked
     questions: list,  # of Question
-    weigh: bool = False, # are yes and no weighed?
+    weigh: bool = False,  # are yes and no weighed?
 ) -> Cost:
     "Count calls and tokens; nothing is sent"
     count = getattr(judge, 'count', None) or (lambda text: -(-len(text) // 4))
@@ -419,9 +422,9 @@ def estimate(
     return Cost(len(new), prompt, sum(q.max_tokens for q in new), len(questions) - len(new))
 
 def check_cost(
-    cost: Cost,              # of all questions
-    max_calls: int|None,     # None: no limit
-    max_tokens: int|None,    # of prompts and replies together; None: no limit
+    cost: Cost,  # of all questions
+    max_calls: int | None,  # None: no limit
+    max_tokens: int | None,  # of prompts and replies together; None: no limit
 ) -> None:
     "UserError, before anything is sent, for more than was allowed"
     tokens = cost.prompt_tokens + cost.reply_tokens
@@ -431,8 +434,10 @@ def check_cost(
     if max_tokens is not None and tokens > max_tokens:
         over.append(f'max_tokens={max_tokens}')
     if over:
-        raise UserError(f"this would take {cost} (more than {' and '.join(over)}), and nothing was sent: take fewer "
-            'latents or tasks, or raise the limit')
+        raise UserError(
+            f"this would take {cost} (more than {' and '.join(over)}), and nothing was sent: take fewer "
+            'latents or tasks, or raise the limit'
+        )
 
 # %% ../nbs/37_judge.ipynb #2d33750f
 def judge_identity(
@@ -562,13 +567,15 @@ def _check_study(judge, latents, tasks, weigh) -> None:
 # %% ../nbs/37_judge.ipynb #ebdbc791
 class Plan(NamedTuple):
     "All that will be asked, but for what explanations say"
+
     materials: dict  # latent -> Material
-    left_out: list   # latents that cannot be judged
-    explain: list    # of Questions
+    left_out: list  # latents that cannot be judged
+    explain: list  # of Questions
     cost: Cost
 
 class Round(NamedTuple):
     "The questions of one task about one latent"
+
     latent: int
     task: str
     floor: bool
@@ -581,24 +588,24 @@ def _rounds(materials: dict, tasks, says: dict, per_call: int, floor: bool) -> l
         for t in tasks:
             others = (False, True) if floor and t != 'intruder' and len(known) > 1 else (False,)
             for other in others:
-                said = says.get(known[i - 1] if other else l, 'x'*LONGEST)
+                said = says.get(known[i - 1] if other else l, 'x' * LONGEST)
                 out.append(Round(l, t, other, to_judge(materials[l], t, said, per_call, other)))
     return out
 
 def plan_study(
-    judge,                   # who would be asked
-    fit: Firings,            # to explain from
-    held: Firings,           # to judge on
-    latents: list,           # which
-    tasks: tuple = TASKS,    # which
+    judge,  # who would be asked
+    fit: Firings,  # to explain from
+    held: Firings,  # to judge on
+    latents: list,  # which
+    tasks: tuple = TASKS,  # which
     sizes: Sizes = Sizes(),  # texts a latent
-    seed: int = 0,           # of the texts
-    per_call: int = 5,       # texts a yes-or-no question; 1 with `weigh`
-    floor: bool = False,     # judge each explanation on another latent's texts, too
-    explained: dict|None = None, # latent -> explanation, where there are some; None: ask
-    drawn: dict|None = None, # latent -> Material or None, drawn before; None: draw
-    weigh: bool = False,     # compare the log-probabilities of yes and no, one text a call
-    explainer=None,          # another judge that explains; None: the same
+    seed: int = 0,  # of the texts
+    per_call: int = 5,  # texts a yes-or-no question; 1 with `weigh`
+    floor: bool = False,  # judge each explanation on another latent's texts, too
+    explained: dict | None = None,  # latent -> explanation, where there are some; None: ask
+    drawn: dict | None = None,  # latent -> Material or None, drawn before; None: draw
+    weigh: bool = False,  # compare the log-probabilities of yes and no, one text a call
+    explainer=None,  # another judge that explains; None: the same
 ) -> Plan:
     "Draw texts and say what a study would cost; nothing is sent"
     drawn = {l: material(fit, held, l, sizes, seed) for l in latents} if drawn is None else drawn
@@ -614,25 +621,27 @@ def plan_study(
     return Plan(materials, [l for l, m in drawn.items() if not m], ask, cost)
 
 def study(
-    judge,                   # who is asked; wrap it in `Remembered` to be able to stop
-    fit: Firings,            # to explain from, such as of the training side
-    held: Firings,           # to judge on
-    latents: list,           # which
-    tasks: tuple = TASKS,    # which
+    judge,  # who is asked; wrap it in `Remembered` to be able to stop
+    fit: Firings,  # to explain from, such as of the training side
+    held: Firings,  # to judge on
+    latents: list,  # which
+    tasks: tuple = TASKS,  # which
     sizes: Sizes = Sizes(),  # texts a latent
-    seed: int = 0,           # of the texts
-    per_call: int = 5,       # texts a yes-or-no question
-    weigh: bool = False,     # compare the log-probabilities of yes and no, one text a call
-    floor: bool = False,     # judge each explanation on another latent's texts, too
-    explainer=None,          # another judge that explains; None: the same
-    explained: dict|None = None, # latent -> explanation, such as a person's; None: ask
-    drawn: dict|None = None, # latent -> Material or None, drawn before; None: draw
-    max_calls: int|None = 2000,      # more are refused beforehand
-    max_tokens: int|None = 2_000_000, # likewise
+    seed: int = 0,  # of the texts
+    per_call: int = 5,  # texts a yes-or-no question
+    weigh: bool = False,  # compare the log-probabilities of yes and no, one text a call
+    floor: bool = False,  # judge each explanation on another latent's texts, too
+    explainer=None,  # another judge that explains; None: the same
+    explained: dict | None = None,  # latent -> explanation, such as a person's; None: ask
+    drawn: dict | None = None,  # latent -> Material or None, drawn before; None: draw
+    max_calls: int | None = 2000,  # more are refused beforehand
+    max_tokens: int | None = 2_000_000,  # likewise
 ) -> Study:
     "Explain latents and judge the explanations; UserError, before anything is sent, for what cannot be or costs more"
     _check_study(judge, latents, tasks, weigh)
-    plan = plan_study(judge, fit, held, latents, tasks, sizes, seed, per_call, floor, explained, drawn, weigh, explainer)
+    plan = plan_study(
+        judge, fit, held, latents, tasks, sizes, seed, per_call, floor, explained, drawn, weigh, explainer
+    )
     check_cost(plan.cost, max_calls, max_tokens)
     log.info('%s: %s', judge_identity(judge).get('model', type(judge).__name__), plan.cost)
     says, rows = dict(explained or {}), []
@@ -642,9 +651,17 @@ def study(
         by_weight = weigh and r.task in ('detection', 'fuzzing')
         marks = [_weigh(judge, q) if by_weight else read_reply(q, _said(judge, q)) for q in r.questions]
         rows.append(_row(r.task, r.latent, r.floor, r.questions, marks))
-    config = dict(judge=judge_identity(judge), explainer=judge_identity(explainer or judge), tasks=list(tasks),
-        sizes=asdict(sizes), seed=seed, per_call=per_call, weigh=weigh, latents=list(latents),
-        explained=explained is not None)
+    config = dict(
+        judge=judge_identity(judge),
+        explainer=judge_identity(explainer or judge),
+        tasks=list(tasks),
+        sizes=asdict(sizes),
+        seed=seed,
+        per_call=per_call,
+        weigh=weigh,
+        latents=list(latents),
+        explained=explained is not None,
+    )
     return Study(rows, says, plan.left_out, plan.cost, config)
 
 # %% ../nbs/37_judge.ipynb #b914ace7
@@ -818,47 +835,65 @@ def _texts(f: Firings, latent: int, top: int, groups: int, each: int, before: in
 
 # %% ../nbs/37_judge.ipynb #b49aa8a3
 def neuronpedia_json(
-    f: Firings,             # of one side of a text
-    latents: list,          # which; those that never fire are left out
-    model_id: str,          # Neuronpedia's name of the model, such as 'gemma-3-270m'
-    source: str,            # layer and set, such as '9-our-res-2k'
-    promoted: dict,         # latent -> (promoted, demoted), of `promoted_tokens`
-    explanations: dict|None = None, # latent -> text
+    f: Firings,  # of one side of a text
+    latents: list,  # which; those that never fire are left out
+    model_id: str,  # Neuronpedia's name of the model, such as 'gemma-3-270m'
+    source: str,  # layer and set, such as '9-our-res-2k'
+    promoted: dict,  # latent -> (promoted, demoted), of `promoted_tokens`
+    explanations: dict | None = None,  # latent -> text
     method: str = 'human',  # how these were made
-    explainer: str = '',    # the model that made them, if one did
-    top: int = 20,          # of the strongest texts
-    groups: int = 5,        # groups of strength
-    each: int = 5,          # texts of a group
-    before: int = 64,       # tokens in front of a firing, at most
-    after: int = 32,        # tokens behind it, at most
-) -> list:                  # of batches, JSON-able; each is the body of one upload
+    explainer: str = '',  # the model that made them, if one did
+    top: int = 20,  # of the strongest texts
+    groups: int = 5,  # groups of strength
+    each: int = 5,  # texts of a group
+    before: int = 64,  # tokens in front of a firing, at most
+    after: int = 32,  # tokens behind it, at most
+) -> list:  # of batches, JSON-able; each is the body of one upload
     "Latents in the form that Neuronpedia takes; UserError where something does not fit its limits"
     features = []
     for l in latents:
         if not f.count[l]:
             continue
         said = (explanations or {}).get(l)
-        features.append(dict(index=l, density=float(f.frequency[l]), topLogits=promoted[l][0],
-            bottomLogits=promoted[l][1], activations=_texts(f, l, top, groups, each, before, after),
-            explanations=[dict(text=said[:MOST['explanation']], methodName=method, modelName=explainer)] if said else []))
+        features.append(
+            dict(
+                index=l,
+                density=float(f.frequency[l]),
+                topLogits=promoted[l][0],
+                bottomLogits=promoted[l][1],
+                activations=_texts(f, l, top, groups, each, before, after),
+                explanations=[dict(text=said[: MOST['explanation']], methodName=method, modelName=explainer)]
+                if said
+                else [],
+            )
+        )
     step = MOST['features']
-    batches = [dict(modelId=model_id, source=source, features=features[i:i+step])
-        for i in range(0, len(features), step)]
+    batches = [
+        dict(modelId=model_id, source=source, features=features[i : i + step]) for i in range(0, len(features), step)
+    ]
     for b in batches:
         check_neuronpedia(b)
     return batches
 
 def check_neuronpedia(
-    batch: dict, # as `neuronpedia_json` makes it
+    batch: dict,  # as `neuronpedia_json` makes it
 ) -> None:
     "UserError that names the first thing that Neuronpedia's upload would not take"
+
     def want(ok, where, what):
         if not ok:
             raise UserError(f'{where}: {what}')
+
     def keys(o, where, *names):
         want(isinstance(o, dict) and set(o) == set(names), where, f"want {', '.join(names)} and nothing else")
-    def text(v, where, most=None): want(isinstance(v, str) and v and (most is None or len(v) <= most), where,
-        'want a text' + (f' of at most {most} characters' if most else ''))
+
+    def text(v, where, most=None):
+        want(
+            isinstance(v, str) and v and (most is None or len(v) <= most),
+            where,
+            'want a text' + (f' of at most {most} characters' if most else ''),
+        )
+
     keys(batch, 'batch', 'modelId', 'source', 'features')
     text(batch['modelId'], 'modelId')
     text(batch['source'], 'source')
@@ -878,8 +913,9 @@ def check_neuronpedia(
         for v in o['explanations']:
             keys(v, f'{at}.explanations', 'text', 'methodName', 'modelName')
             text(v['text'], f'{at}.explanations', MOST['explanation'])
-            want(isinstance(v['methodName'], str) and isinstance(v['modelName'], str), f'{at}.explanations',
-                'want names')
+            want(
+                isinstance(v['methodName'], str) and isinstance(v['modelName'], str), f'{at}.explanations', 'want names'
+            )
         want(isinstance(o['activations'], list) and o['activations'], f'{at}.activations', 'want at least one text')
         for v in o['activations']:
             keys(v, f'{at}.activations', 'tokens', 'values', 'quantileMax', 'quantileMin', 'quantileFraction')
@@ -894,13 +930,16 @@ def _check_text(v: dict, at: str, want: Callable) -> None:
     want(isinstance(values, list) and len(values) == len(tokens), at, 'want a value for each token')
     want(all(is_number(x) and x >= 0 for x in values), at, 'want finite values, at least 0')
     lo, hi, share = v['quantileMin'], v['quantileMax'], v['quantileFraction']
-    want(all(map(is_number, (lo, hi, share))) and 0 <= lo <= hi and 0 < share <= 1, at,
-        'want quantileMin ≤ quantileMax, and a share of firings')
+    want(
+        all(map(is_number, (lo, hi, share))) and 0 <= lo <= hi and 0 < share <= 1,
+        at,
+        'want quantileMin ≤ quantileMax, and a share of firings',
+    )
 
 def save_neuronpedia(
-    folder: str|Path,  # made if needed
-    batches: list,     # of `neuronpedia_json`
-) -> list:             # of the paths
+    folder: str | Path,  # made if needed
+    batches: list,  # of `neuronpedia_json`
+) -> list:  # of the paths
     "One JSON file a batch: batch-000.json, …"
     paths = [make_folder(folder) / f'batch-{i:03}.json' for i in range(len(batches))]
     for path, b in zip(paths, batches):

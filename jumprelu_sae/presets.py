@@ -83,10 +83,13 @@ def check_texts(p: Preset) -> None:
     "Names that are given, a site that can be read, a recipe that is known"
     for name in ('name', 'model', 'corpus', 'site'):
         v = getattr(p, name)
-        if not isinstance(v, str) or not v.strip(): raise UserError(f'{name}={v!r}: want a name, not an empty one')
+        if not isinstance(v, str) or not v.strip():
+            raise UserError(f'{name}={v!r}: want a name, not an empty one')
     parse_site(p.site)
-    if p.recipe not in RECIPES: raise UserError(f"no such recipe {p.recipe!r}: choose one of {', '.join(RECIPES)}")
-    if not isinstance(p.centre, bool): raise UserError(f'centre={p.centre!r}: want True or False')
+    if p.recipe not in RECIPES:
+        raise UserError(f"no such recipe {p.recipe!r}: choose one of {', '.join(RECIPES)}")
+    if not isinstance(p.centre, bool):
+        raise UserError(f'centre={p.centre!r}: want True or False')
 
 def check_sizes(p: Preset) -> None:
     "Whole numbers in their ranges, and against each other"
@@ -116,63 +119,80 @@ def check_grid(p: Preset) -> None:
         raise UserError('the grid is empty: name at least one architecture and a sparsity')
     if not isinstance(p.schedule, dict) or not isinstance(p.recipes, dict):
         raise UserError('schedule= and recipes= want dictionaries')
-    for arch in (*p.grid, *p.recipes): architecture(arch)
-    for own in p.recipes.values(): as_recipe(own)
+    for arch in (*p.grid, *p.recipes):
+        architecture(arch)
+    for own in p.recipes.values():
+        as_recipe(own)
     for arch, values in p.grid.items():
         if not isinstance(values, (tuple, list)) or not values:
             raise UserError(f'{arch}: want at least one sparsity, such as grid=dict({arch}=(32,))')
         for v in values:
-            if not is_number(v): raise UserError(f'{arch}: sparsity {v!r}: want a number')
+            if not is_number(v):
+                raise UserError(f'{arch}: sparsity {v!r}: want a number')
         if len(set(values)) < len(values):
             raise UserError(f'{arch}: of the sparsities {tuple(values)} one is given twice')
         try:
-            for v in values: p.plan(arch, v)
-        except UserError as e: raise UserError(f'preset {p.name}, {arch}: {e}') from None
+            for v in values:
+                p.plan(arch, v)
+        except UserError as e:
+            raise UserError(f'preset {p.name}, {arch}: {e}') from None
 
-LARGE = 10**6 # activations seen, from which on a run is meant to arrive somewhere: smaller ones only have to run
+LARGE = 10**6  # activations seen, from which on a run is meant to arrive somewhere: smaller ones only have to run
 
 def steps_to_threshold(
-    start: float, # θ at the first step
-    end: float, # θ where it is wanted
-    lr: float, # of log θ
-) -> int: # steps
+    start: float,  # θ at the first step
+    end: float,  # θ where it is wanted
+    lr: float,  # of log θ
+) -> int:  # steps
     "Adam moves log θ by about the learning rate a step, whatever the gradient's size"
-    return math.ceil(abs(math.log(end/start))/lr)
+    return math.ceil(abs(math.log(end / start)) / lr)
 
 def check_schedule(
-    cfg: TrainConfig, # a run
-    sae, # settings of its SAE
+    cfg: TrainConfig,  # a run
+    sae,  # settings of its SAE
 ) -> None:
     "UserError for a schedule by which a large run could not arrive, with the numbers"
     for name in ('lr_warmup', 'sparsity_warmup'):
         n = cfg.steps(getattr(cfg, name))
-        if n > cfg.n_steps/2:
-            raise UserError(f'{name} lasts {n:,.0f} of {cfg.n_steps:,} steps: give it half of the run at most, or ask '
-                f'for {math.ceil(2*n)*cfg.batch:,} activations')
-    seen = cfg.n_steps*cfg.batch
-    if (sae.aux_coef or sae.dead_coef) and not cfg.batch < cfg.dead_after <= seen/2:
-        raise UserError(f'dead_after={cfg.dead_after:,}: no latent of a run of {seen:,} activations in batches of '
-            f'{cfg.batch:,} would be revived in time: want more than a batch, and half of the run at most')
-    if getattr(sae, 'penalty', '') != 'l0' or sae.target_l0 is not None: return
-    if not (sae.log_threshold and sae.coef): return
-    wanted = sae.coef**.5  # where E[I | π = θ] = λ for unit rows and a small residual
+        if n > cfg.n_steps / 2:
+            raise UserError(
+                f'{name} lasts {n:,.0f} of {cfg.n_steps:,} steps: give it half of the run at most, or ask '
+                f'for {math.ceil(2 * n) * cfg.batch:,} activations'
+            )
+    seen = cfg.n_steps * cfg.batch
+    if (sae.aux_coef or sae.dead_coef) and not cfg.batch < cfg.dead_after <= seen / 2:
+        raise UserError(
+            f'dead_after={cfg.dead_after:,}: no latent of a run of {seen:,} activations in batches of '
+            f'{cfg.batch:,} would be revived in time: want more than a batch, and half of the run at most'
+        )
+    if getattr(sae, 'penalty', '') != 'l0' or sae.target_l0 is not None:
+        return
+    if not (sae.log_threshold and sae.coef):
+        return
+    wanted = sae.coef**0.5  # where E[I | π = θ] = λ for unit rows and a small residual
     need = steps_to_threshold(sae.theta_init, max(wanted, sae.theta_init), cfg.threshold_lr or cfg.lr)
     if need > cfg.n_steps:
-        raise UserError(f'λ={sae.coef:g} wants thresholds of about {wanted:.2g}, and from {sae.theta_init:g} that '
-            f'takes {need:,} steps of the learning rate {cfg.threshold_lr or cfg.lr:g}; the run has {cfg.n_steps:,}: ask for '
-            f'{need*cfg.batch:,} activations (n_train times passes), or start the thresholds elsewhere')
+        raise UserError(
+            f'λ={sae.coef:g} wants thresholds of about {wanted:.2g}, and from {sae.theta_init:g} that '
+            f'takes {need:,} steps of the learning rate {cfg.threshold_lr or cfg.lr:g}; the run has {cfg.n_steps:,}: '
+            f'ask for '
+            f'{need * cfg.batch:,} activations (n_train times passes), or start the thresholds elsewhere'
+        )
 
 def check_schedules(p: Preset) -> None:
     "Schedules of a large run that fit its length, for every SAE of the grid"
     for name in ('licences', 'departures'):
         if not isinstance(getattr(p, name), dict if name == 'licences' else (tuple, list)):
             raise UserError(f'{name}= wants a {"dictionary" if name == "licences" else "list of sentences"}')
-    if p.n_train*p.passes < LARGE: return
+    if p.n_train * p.passes < LARGE:
+        return
     for arch, values in p.grid.items():
         for v in values:
             plan = p.plan(arch, v)
-            try: check_schedule(plan.train, plan.cfg)
-            except UserError as e: raise UserError(f'preset {p.name}, {arch}: {e}') from None
+            try:
+                check_schedule(plan.train, plan.cfg)
+            except UserError as e:
+                raise UserError(f'preset {p.name}, {arch}: {e}') from None
 
 # %% ../nbs/41_presets.ipynb #1f98a470
 L0S = (16, 32, 64, 128)

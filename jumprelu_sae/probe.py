@@ -287,17 +287,22 @@ def probe_lines(
 CARD = dict(memory=80e9, float32=67e12, bfloat16=989e12, link=450e9, disk=1e12, hours=24)  # see `on_cards`
 
 def on_cards(
-    p: Preset, # the run
-    need: dict, # of `on_paper`
-    cards: int = 1, # that share it
-    card: dict = CARD, # bytes; operations a second; bytes a second to another; by an H100's data sheet, a TB of disk, a day
-) -> dict: # bytes of each card, bytes of disk, hours, share of a step that is traffic; what is nearest to its limit
+    p: Preset,  # the run
+    need: dict,  # of `on_paper`
+    cards: int = 1,  # that share it
+    card: dict = CARD,  # bytes; operations and bytes a second (an H100's data sheet), a TB of disk, a day
+) -> dict:  # bytes of each card, bytes of disk, hours, share of a step that is traffic; what is nearest to its limit
     "The least that a run can need: every rate is the data sheet's"
-    steps, weights = p.n_train*p.passes//p.batch*need['saes'], 4*sae_parameters(need['d_in'], p.d_sae)
-    compute = 5*2*p.batch*need['d_in']*p.d_sae/card['float32']/cards
-    traffic = 2*(cards - 1)/cards*weights/card['link']
-    harvest = need['harvest_flops']/card['bfloat16']/cards
-    found = dict(memory=need['model_bytes'] + need['train_bytes'] + need['step_bytes']/cards,
-        disk=need['store_bytes'] + 2*need['train_bytes'], hours=(steps*(compute + traffic) + harvest)/3600)
-    share = {k: v/card[k] for k, v in found.items()}
-    return found | dict(traffic=traffic/(compute + traffic), first=max(share, key=share.get), share=max(share.values()))
+    steps, weights = p.n_train * p.passes // p.batch * need['saes'], 4 * sae_parameters(need['d_in'], p.d_sae)
+    compute = 5 * 2 * p.batch * need['d_in'] * p.d_sae / card['float32'] / cards
+    traffic = 2 * (cards - 1) / cards * weights / card['link']
+    harvest = need['harvest_flops'] / card['bfloat16'] / cards
+    found = dict(
+        memory=need['model_bytes'] + need['train_bytes'] + need['step_bytes'] / cards,
+        disk=need['store_bytes'] + 2 * need['train_bytes'],
+        hours=(steps * (compute + traffic) + harvest) / 3600,
+    )
+    share = {k: v / card[k] for k, v in found.items()}
+    return found | dict(
+        traffic=traffic / (compute + traffic), first=max(share, key=share.get), share=max(share.values())
+    )

@@ -368,45 +368,63 @@ def as_list(
     return Html('<ul>' + ''.join(f'<li>{html.escape(l)}</li>' for l in lines) + '</ul>')
 
 # %% ../nbs/50_reproduction.ipynb #5a500002
-def _listed(words: list) -> str: return ' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
+def _listed(words: list) -> str:
+    return ' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
 
 def one_sentence(
-    results: list[Result], # of a run
-    metric: str = 'fvu',   # key of METRICS, one with a logarithmic scale
-) -> str:                  # '' without the subject, or without rivals
+    results: list[Result],  # of a run
+    metric: str = 'fvu',  # key of METRICS, one with a logarithmic scale
+) -> str:  # '' without the subject, or without rivals
     "Where the subject's error is lower, higher or not distinguishable at equal L0, with the sizes"
-    if SUBJECT not in {r.config['arch'] for r in results}: return ''
+    if SUBJECT not in {r.config['arch'] for r in results}:
+        return ''
     vs = [falsifier(results, SUBJECT, b, metric) for b in opponents(results)]
     words = dict(held='lower than', refuted='higher than', undecided='not distinguishable from')
     parts = []
     for word, said in words.items():
-        some = [f"{look(v.b).label}'s ({100*math.expm1(v.area):+.1f} %)" for v in vs
-            if v.verdict == word and v.area is not None]
-        if some: parts.append(f'{said} {_listed(some)}')
-    if not parts: return ''
+        some = [
+            f"{look(v.b).label}'s ({100 * math.expm1(v.area):+.1f} %)"
+            for v in vs
+            if v.verdict == word and v.area is not None
+        ]
+        if some:
+            parts.append(f'{said} {_listed(some)}')
+    if not parts:
+        return ''
     return f"At equal L0, {look(SUBJECT).label}'s {METRICS[metric].short} is {'; '.join(parts)}."
 
-def _areas(results: list) -> dict: # rival -> verdict on FVU
+def _areas(results: list) -> dict:  # rival -> verdict on FVU
     return {b: falsifier(results, SUBJECT, b, 'fvu') for b in opponents(results)}
 
 def why_different(
-    run: Run,        # a finished run
-    main: Run|None,  # the committed one that the claims are judged on
-) -> str:            # '' where there is nothing to compare
+    run: Run,  # a finished run
+    main: Run | None,  # the committed one that the claims are judged on
+) -> str:  # '' where there is nothing to compare
     "Why the answer of a run may differ from the committed one, with the rivals for which it does"
     subject_in = [SUBJECT in {r.config['arch'] for r in o.results} for o in (run, main) if o]
-    if main is None or run.means_nothing or not all(subject_in): return ''
-    if run.folder.resolve() == main.folder.resolve(): return 'This page shows the committed evidence itself.'
+    if main is None or run.means_nothing or not all(subject_in):
+        return ''
+    if run.folder.resolve() == main.folder.resolve():
+        return 'This page shows the committed evidence itself.'
+
     def length(r):
         seeds = len(r.preset['seeds'])
         return f"{r.preset['n_train']:,} tokens and {seeds} seed{'s' if seeds > 1 else ''}"
+
     here, there = _areas(run.results), _areas(main.results)
-    turned = [b for b in here if b in there and here[b].verdict != there[b].verdict
-        and None not in (here[b].area, there[b].area)]
+    turned = [
+        b
+        for b in here
+        if b in there and here[b].verdict != there[b].verdict and None not in (here[b].area, there[b].area)
+    ]
     said = f'This run gave each SAE {length(run)}; the committed evidence has {length(main)}.'
-    if not turned: return f'{said} Both give the same verdicts.'
-    gaps = [f'{look(b).label} ({100*math.expm1(here[b].area):+.1f} % here, {100*math.expm1(there[b].area):+.1f} % there)'
-        for b in turned]
+    if not turned:
+        return f'{said} Both give the same verdicts.'
+    gaps = [
+        f'{look(b).label} ({100 * math.expm1(here[b].area):+.1f} % here, {100 * math.expm1(there[b].area):+.1f} % '
+        f'there)'
+        for b in turned
+    ]
     return f'{said} The verdict is another one against {_listed(gaps)}: who leads depends on the length of the run.'
 
 # %% ../nbs/50_reproduction.ipynb #5a500005
@@ -452,18 +470,22 @@ STYLE = """<style>
 .js-page .warn{padding:.6em .9em;border:2px solid #D55E00;border-radius:6px;font-weight:600}
 .js-page .badges{display:flex;flex-wrap:wrap;gap:.35em;margin:.6em 0;padding:0;list-style:none}
 .js-page .meta{font-size:.85em;opacity:.85}.js-page nav{font-size:.9em}.js-page nav a{margin-right:.9em}
-.js-badge{display:inline-block;padding:.05em .55em;border-radius:1em;border:1px solid;font-size:.85em;white-space:nowrap}
-.js-good{color:#0b5d34;background:#dff3e7;border-color:#0b5d34}.js-bad{color:#8f1d14;background:#fbe3e0;border-color:#8f1d14}
-.js-mixed{color:#6b4a00;background:#fdf0cd;border-color:#8a6a1a}.js-open{color:#444;background:#ececec;border-color:#888}
+.js-badge{display:inline-block;padding:.05em .55em;border-radius:1em;border:1px solid;
+font-size:.85em;white-space:nowrap}
+.js-good{color:#0b5d34;background:#dff3e7;border-color:#0b5d34}
+.js-bad{color:#8f1d14;background:#fbe3e0;border-color:#8f1d14}
+.js-mixed{color:#6b4a00;background:#fdf0cd;border-color:#8a6a1a}
+.js-open{color:#444;background:#ececec;border-color:#888}
 .js-claim{border-bottom:1px solid #8884;padding:.35em 0}.js-claim summary{cursor:pointer}
-.js-claim dl{display:grid;grid-template-columns:minmax(6em,auto) 1fr;gap:.2em 1em;margin:.5em 0 .5em 1.2em;font-size:.9em}
+.js-claim dl{display:grid;grid-template-columns:minmax(6em,auto) 1fr;gap:.2em 1em;
+margin:.5em 0 .5em 1.2em;font-size:.9em}
 .js-claim dt{font-weight:600}.js-claim dd{margin:0;overflow-wrap:anywhere}
 </style>"""
 
 def badge(
-    row: dict,     # of claims.json
-    text: str = '', # before the verdict
-) -> str:          # HTML
+    row: dict,  # of claims.json
+    text: str = '',  # before the verdict
+) -> str:  # HTML
     "A verdict in the colour of what it means for the paper"
     return f'<span class="js-badge js-{news(row)}">{html.escape(text)}{html.escape(row["verdict"])}</span>'
 
@@ -471,36 +493,52 @@ QUESTION = "Is JumpReLU's reconstruction error lower than its rivals' at equal s
 SHOWN = ('C1', 'C2', 'C3', 'C4', 'P1', 'P2', 'P4', 'F', 'R3b')  # claims with a badge on the first screen
 
 def first_screen(
-    run: Run,             # a finished run
-    files: Evidence|None, # the committed evidence
+    run: Run,  # a finished run
+    files: Evidence | None,  # the committed evidence
 ) -> Html:
     "Question, answer here and in the committed evidence, why they differ, verdicts, and where this comes from"
-    def p(kind, text): return f'<p class="{kind}">{text}</p>' if text else ''
+
+    def p(kind, text):
+        return f'<p class="{kind}">{text}</p>' if text else ''
+
     main = main_run(files)
     here, same = one_sentence(run.results), main and main.folder.resolve() == run.folder.resolve()
-    def esc(text): return html.escape(text).replace(' %', '\u00a0%')  # a number stays with its sign
+
+    def esc(text):
+        return html.escape(text).replace(' %', '\u00a0%')  # a number stays with its sign
+
     out = [STYLE, '<div class="js-page">']
-    if run.means_nothing: out.append(p('warn', f'Only a rehearsal. {esc(NOTHING)}'))
+    if run.means_nothing:
+        out.append(p('warn', f'Only a rehearsal. {esc(NOTHING)}'))
     out.append(p('q', f'<b>{esc(QUESTION)}</b>'))
-    if here: out.append(p('a', f'<b>{"Committed evidence" if same else "This run"}.</b> {esc(here)}'))
-    if main and not same: out.append(p('a', f'<b>Committed evidence.</b> {esc(one_sentence(main.results))}'))
+    if here:
+        out.append(p('a', f'<b>{"Committed evidence" if same else "This run"}.</b> {esc(here)}'))
+    if main and not same:
+        out.append(p('a', f'<b>Committed evidence.</b> {esc(one_sentence(main.results))}'))
     out.append(p('', esc(why_different(run, main))))
     rows = [r for r in files.json('claims.json')['rows'] if r['id'] in SHOWN] if files else []
     if rows:
         out.append(p('', 'Verdicts on the committed evidence (each opens further down to its rule and value):'))
-        out.append('<ul class="badges">' + ''.join(f'<li title="{esc(r["wording"])}">{badge(r, r["id"] + " ")}</li>'
-            for r in rows) + '</ul>')
-    facts = [run.env.get('date') or 'date not recorded', f"commit {run.env.get('commit') or 'not recorded'}",
-        run.env.get('device', ''), f'<code>{esc(command_of(run))}</code>']
+        out.append(
+            '<ul class="badges">'
+            + ''.join(f'<li title="{esc(r["wording"])}">{badge(r, r["id"] + " ")}</li>' for r in rows)
+            + '</ul>'
+        )
+    facts = [
+        run.env.get('date') or 'date not recorded',
+        f"commit {run.env.get('commit') or 'not recorded'}",
+        run.env.get('device', ''),
+        f'<code>{esc(command_of(run))}</code>',
+    ]
     out.append(p('meta', ' · '.join(f if f.startswith('<code>') else esc(f) for f in facts)))
     return Html('\n'.join([*filter(None, out), '</div>']))
 
 def main_run(
-    files: Evidence|None, # of `evidence`
-) -> Run|None: # None without the committed files
+    files: Evidence | None,  # of `evidence`
+) -> Run | None:  # None without the committed files
     "The committed run that the claims are judged on"
     name = 'laptop-full'
-    return Run(files.root/name) if files and files.has(f'{name}/results.json') else None
+    return Run(files.root / name) if files and files.has(f'{name}/results.json') else None
 
 # %% ../nbs/50_reproduction.ipynb #5a50000b
 def claim_list(

@@ -215,7 +215,7 @@ def bags(
     return torch.cat([bag(ids, t.contiguous(), starts, weights) for t in table.split(width, 1)], 1)
 
 # %% ../nbs/05_sparse.ipynb #1945c2ec
-def weighted(s: Support, w: Tensor) -> tuple[Support, Tensor]: # the pairs whose weight is not 0, their weights
+def weighted(s: Support, w: Tensor) -> tuple[Support, Tensor]:  # the pairs whose weight is not 0, their weights
     which = w.nonzero().squeeze(1)
     return s.part(which), (w if len(which) == len(w) else w.index_select(0, which))
 
@@ -228,7 +228,9 @@ class SparseDecode(torch.autograd.Function):
         on, w = weighted(s, f)
         ctx.save_for_backward(w, W_dec, dead_f, idx)
         ctx.s, ctx.on = s, on
-        x_hat = bags(on.latent.index_select(0, on.by_row), W_dec, on.row_starts, w.index_select(0, on.by_row)).add_(b_dec)
+        x_hat = bags(on.latent.index_select(0, on.by_row), W_dec, on.row_starts, w.index_select(0, on.by_row)).add_(
+            b_dec
+        )
         return x_hat, (None if dead_f is None else dead_f @ W_dec[idx])
 
     @staticmethod

@@ -21,8 +21,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import (PATHS, ActivationStream, UserError, calibrated_share, differences, fingerprint, is_number, is_whole,
-    load_tensors, make_folder, read_json, save_tensors, write_json)
+from jumprelu_sae.core import (
+    PATHS,
+    ActivationStream,
+    UserError,
+    calibrated_share,
+    differences,
+    fingerprint,
+    is_number,
+    is_whole,
+    load_tensors,
+    make_folder,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from .expected_loss import occupancy, starved
 from .sae import SAE, JumpReLUSAE
 from .sparse import calibrate, choose_path, has_sparse_step, shares_of, sparse_loss, support_share
@@ -346,104 +359,135 @@ class CheckpointDamaged(CheckpointRefused):
 
 @contextlib.contextmanager
 def sole_writer(
-    folder: str|Path, # made if it is not there
+    folder: str | Path,  # made if it is not there
 ) -> Iterator[None]:
     "One run at a time in a folder, and nothing half written left by one that was killed; UserError if it is taken"
     import fcntl
+
     fd = os.open(make_folder(folder), os.O_RDONLY)  # the lock goes with the process, however it ends
     try:
-        try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f'another run is writing to {folder}: wait for it, or give another folder') from None
-        for f in (*Path(folder).glob('.*.tmp'), *Path(folder).glob('.tmp??????')): f.unlink(missing_ok=True)
+        for f in (*Path(folder).glob('.*.tmp'), *Path(folder).glob('.tmp??????')):
+            f.unlink(missing_ok=True)
         yield
-    finally: os.close(fd)
+    finally:
+        os.close(fd)
 
 def write_checkpoint(
-    folder: str|Path, # where
-    tensors: dict, # name -> Tensor
-    facts: dict, # JSON-able: 'identity', 'step', 'stream', 'history', 'paths'
+    folder: str | Path,  # where
+    tensors: dict,  # name -> Tensor
+    facts: dict,  # JSON-able: 'identity', 'step', 'stream', 'history', 'paths'
 ) -> None:
     "Tensors first, then the JSON that names them with their checksum; the last two are kept"
     folder, name = make_folder(folder), f"step-{facts['step']}.safetensors"
-    last = file_of(folder/'checkpoint.json')
+    last = file_of(folder / 'checkpoint.json')
     try:
-        only(folder, last)   # first, so that two are all that the disk must hold
-        sha = save_tensors(folder/name, tensors)
-        if last and last != name: write_json(folder/'previous.json', read_json(folder/'checkpoint.json'))
-        write_json(folder/'checkpoint.json', dict(format=3, file=name, sha256=sha) | facts)
+        only(folder, last)  # first, so that two are all that the disk must hold
+        sha = save_tensors(folder / name, tensors)
+        if last and last != name:
+            write_json(folder / 'previous.json', read_json(folder / 'checkpoint.json'))
+        write_json(folder / 'checkpoint.json', dict(format=3, file=name, sha256=sha) | facts)
     except (OSError, SafetensorError) as e:
-        raise UserError(f'the checkpoint cannot be written to {folder} ({e}): free space, then run again: it goes on '
-            f'from the last one') from e
+        raise UserError(
+            f'the checkpoint cannot be written to {folder} ({e}): free space, then run again: it goes on '
+            f'from the last one'
+        ) from e
 
 def file_of(
-    path: Path, # checkpoint.json or previous.json
-) -> str|None: # the name of its tensors' file; None: there is none, or it is damaged
-    try: name = read_json(path).get('file') if path.exists() else None
-    except (UserError, AttributeError): return None
+    path: Path,  # checkpoint.json or previous.json
+) -> str | None:  # the name of its tensors' file; None: there is none, or it is damaged
+    try:
+        name = read_json(path).get('file') if path.exists() else None
+    except (UserError, AttributeError):
+        return None
     return name if isinstance(name, str) else None
 
 def only(
-    folder: Path, # of checkpoints
-    name: str|None, # of the tensors that stay; None: all stay
+    folder: Path,  # of checkpoints
+    name: str | None,  # of the tensors that stay; None: all stay
 ) -> None:
     "Remove every checkpoint but one"
-    if name is None: return
-    (folder/'previous.json').unlink(missing_ok=True)
+    if name is None:
+        return
+    (folder / 'previous.json').unlink(missing_ok=True)
     for f in folder.glob('step-*.safetensors'):
-        if f.name != name: f.unlink(missing_ok=True)
+        if f.name != name:
+            f.unlink(missing_ok=True)
 
 def check_room(
-    folder: str|Path, # of the checkpoints
-    size: int, # bytes of one
+    folder: str | Path,  # of the checkpoints
+    size: int,  # bytes of one
 ) -> None:
     "UserError, before the first step, when the disk cannot take two checkpoints"
     folder = make_folder(folder)
     free = shutil.disk_usage(folder).free + sum(f.stat().st_size for f in folder.glob('step-*.safetensors'))
-    if 2*size > free:
-        raise UserError(f'two checkpoints of {size/1e9:.2f} GB need {2*size/1e9:.2f} GB in {folder}, and {free/1e9:.2f} '
-            f'are free: free space, or give another folder')
+    if 2 * size > free:
+        raise UserError(
+            f'two checkpoints of {size / 1e9:.2f} GB need {2 * size / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} '
+            f'are free: free space, or give another folder'
+        )
 
 def read_checkpoint(
-    folder: str|Path, # where
-    *rest, # identity, shapes and `optional`, as for `read_one`
-) -> tuple[dict, dict]: # the facts, the tensors
+    folder: str | Path,  # where
+    *rest,  # identity, shapes and `optional`, as for `read_one`
+) -> tuple[dict, dict]:  # the facts, the tensors
     "The last checkpoint; the one before it when a file of the last is damaged, and a line that says so"
-    try: return read_one(folder, *rest)
+    try:
+        return read_one(folder, *rest)
     except CheckpointDamaged as e:
-        if not (Path(folder)/'previous.json').exists(): raise
-        try: d, t = read_one(folder, *rest, name='previous.json')
-        except CheckpointRefused: raise e from None
+        if not (Path(folder) / 'previous.json').exists():
+            raise
+        try:
+            d, t = read_one(folder, *rest, name='previous.json')
+        except CheckpointRefused:
+            raise e from None
         log.warning('%s; going on from the one before it, at step %d', e, d['step'])
         return d, t
 
 def read_one(
-    folder: str|Path, # where
-    identity: dict, # of the run that wants it
-    shapes: dict, # name -> shape of each tensor that may be there
-    optional: Callable = lambda name: False, # which of them need not be
-    name: str = 'checkpoint.json', # which one
-) -> tuple[dict, dict]: # the facts, the tensors
+    folder: str | Path,  # where
+    identity: dict,  # of the run that wants it
+    shapes: dict,  # name -> shape of each tensor that may be there
+    optional: Callable = lambda name: False,  # which of them need not be
+    name: str = 'checkpoint.json',  # which one
+) -> tuple[dict, dict]:  # the facts, the tensors
     "CheckpointRefused, naming what differs, for a damaged checkpoint or another run's"
     folder = Path(folder)
-    def refuse(why, remedy='delete it and run again'): raise CheckpointRefused(f'{folder} holds {why}: {remedy}')
-    try: d = read_json(folder/name)
-    except UserError as e: raise CheckpointDamaged(str(e)) from None
-    if not isinstance(d, dict) or d.get('format') != 3: refuse('a checkpoint of another version, or no checkpoint')
+
+    def refuse(why, remedy='delete it and run again'):
+        raise CheckpointRefused(f'{folder} holds {why}: {remedy}')
+
+    try:
+        d = read_json(folder / name)
+    except UserError as e:
+        raise CheckpointDamaged(str(e)) from None
+    if not isinstance(d, dict) or d.get('format') != 3:
+        refuse('a checkpoint of another version, or no checkpoint')
     theirs = d.get('identity') or {}
-    if not isinstance(theirs, dict): refuse('a damaged checkpoint (identity)')
+    if not isinstance(theirs, dict):
+        refuse('a damaged checkpoint (identity)')
     other = differences(theirs, identity, ('in the checkpoint', 'now'))
     more = f'; and {len(other) - 6} more' if len(other) > 6 else ''
-    if other: refuse(f"the checkpoint of another run "
-        f"({'; '.join(other[:6])}{more})", 'delete it, give another folder, or what it was made with')
+    if other:
+        refuse(
+            f"the checkpoint of another run ({'; '.join(other[:6])}{more})",
+            'delete it, give another folder, or what it was made with',
+        )
     kinds = dict(file=str, sha256=str, step=int, stream=dict, history=dict, paths=dict)
     wrong = [k for k, kind in kinds.items() if not isinstance(d.get(k), kind)]
-    if wrong or Path(d['file']).name != d['file']: refuse(f"a damaged checkpoint ({', '.join(wrong) or 'file'})")
-    try: t, _ = load_tensors(folder/d['file'], d['sha256'])
-    except UserError as e: raise CheckpointDamaged(f'{folder} holds a damaged checkpoint: {e}') from None
+    if wrong or Path(d['file']).name != d['file']:
+        refuse(f"a damaged checkpoint ({', '.join(wrong) or 'file'})")
+    try:
+        t, _ = load_tensors(folder / d['file'], d['sha256'])
+    except UserError as e:
+        raise CheckpointDamaged(f'{folder} holds a damaged checkpoint: {e}') from None
     wrong = [k for k in shapes if k not in t and not optional(k)]
     wrong += [k for k, v in t.items() if shapes.get(k) != tuple(v.shape)]
-    if wrong: refuse(f"a checkpoint whose tensors are not this run's ({', '.join(wrong[:4])})")
+    if wrong:
+        refuse(f"a checkpoint whose tensors are not this run's ({', '.join(wrong[:4])})")
     return d, t
 
 # %% ../nbs/20_train.ipynb #a20c0010

@@ -334,8 +334,8 @@ MUTANTS += [
         'no hysteresis',
         'choose_path',
         'sparse.py',
-        "SPARSE_BELOW if now == 'dense' else DENSE_ABOVE",
-        "SPARSE_BELOW",
+        "(below if now == 'dense' else above)",
+        "below",
         ['nbs/05_sparse.ipynb'],
     ),
     # train
