@@ -234,9 +234,9 @@ def parse_latents(
     if not out or not all(i is not None and 0 <= i < d_sae for i in out): raise wrong(repr(text)[:60])
     return list(dict.fromkeys(out))
 
-# %% ../nbs/36_dashboard.ipynb #5c10a957
+# %% ../nbs/36_dashboard.ipynb #c04819e4
 SHADE = '213,94,0'  # the palette's vermilion
-UNSEEN = re.compile('[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]')  # controls; they can turn a line around
+UNSEEN = re.compile('[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]')  # some turn a line around
 
 def shown(
     text: str,           # a token
@@ -294,8 +294,9 @@ def histogram_svg(
 # %% ../nbs/36_dashboard.ipynb #028d31a8
 LATENT_CSS = '''.latent{font:14px/1.5 system-ui,sans-serif;max-width:70rem;overflow-wrap:anywhere}
 .latent h2{font-size:1.25rem;margin:.2rem 0}.latent h3{font-size:1rem;margin:1rem 0 .2rem}
-.latent .facts{margin:.2rem 0 .6rem}.latent .tag{border:1px solid;border-radius:.6rem;padding:0 .4rem;white-space:nowrap}
-.latent .grid{display:grid;gap:.2rem 1.2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,8.4rem),1fr))}
+.latent .facts{margin:.2rem 0 .6rem}
+.latent .tag{border:1px solid;border-radius:.6rem;padding:0 .4rem;white-space:nowrap}
+.latent .grid{display:grid;gap:.2rem 1.2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.6rem),1fr))}
 .latent .two{grid-column:span 2}
 .latent table{border-collapse:collapse;width:100%;margin:0;font-size:.93em}
 .latent th,.latent td{text-align:left;font-weight:400;padding:.05rem .3rem;border:0;background:none;vertical-align:top}
@@ -307,17 +308,18 @@ LATENT_CSS = '''.latent{font:14px/1.5 system-ui,sans-serif;max-width:70rem;overf
 .latent .texts li{display:grid;grid-template-columns:3.6rem 1fr 9rem;gap:.7rem;padding:.12rem 0;margin:0}
 .latent .texts .t{white-space:pre-wrap;unicode-bidi:isolate}
 .latent .texts cite{opacity:.75;font-size:.85em;font-style:normal;unicode-bidi:isolate}
-.latent .hist{width:100%;max-width:260px;height:auto;display:block}
+.latent .head{display:flex;flex-wrap:wrap;gap:.2rem 2rem;justify-content:space-between;align-items:end}
+.latent .hist{flex:0 1 260px;width:260px;max-width:100%;height:auto;display:block}
 @media (max-width:40rem){.latent .texts li{grid-template-columns:3rem 1fr;gap:0 .5rem}.latent .texts cite{grid-column:2}
-.latent .grid{grid-template-columns:1fr 1fr}.latent .wide,.latent .two{grid-column:1/-1}}'''
+.latent .grid{grid-template-columns:1fr 1fr}.latent .two{grid-column:1/-1}}'''
 
 DENSE = .1  # of all tokens: above it a latent is called dense
 
 def _words_html(title: str, words: list, unit: str, digits: str) -> str:
     rows = ''.join(f'<tr><td><code>{shown(w.token, True)}</code></td><td class="n">{w.score:{digits}}</td></tr>'
         for w in words)
-    return (f'<section><h3>{title}</h3><table><thead><tr><th scope="col">token</th><th scope="col" class="n">{unit}</th>'
-        f'</tr></thead><tbody>{rows}</tbody></table></section>')
+    return (f'<section><h3>{title}</h3><table><thead><tr><th scope="col">token</th>'
+        f'<th scope="col" class="n">{unit}</th></tr></thead><tbody>{rows}</tbody></table></section>')
 
 def _texts_html(title: str, some: list, largest: float) -> str:
     rows = ''.join(f'<li><span class="n">{e.values[e.hit]:.3g}</span><span class="t">{shaded(e, largest)}'
@@ -349,16 +351,17 @@ def latent_html(
     line = f' · threshold {c.threshold:.3g}' if c.threshold is not None else ''
     facts = (f'fires on {c.frequency:.2%} of tokens ({c.count:,} of {c.n_tokens:,}) · largest activation '
         f'{c.largest:.3g}{line}{tag}')
-    chart = histogram_svg(c.counts, c.largest, c.threshold) if c.count else 'no activation'
-    parts = [f'<section class="wide"><h3>Activations</h3>{chart}</section>', _words_html('Fires on', c.fires_on, 'share', '.0%'),
+    chart = histogram_svg(c.counts, c.largest, c.threshold) if c.count else ''
+    parts = [_words_html('Fires on', c.fires_on, 'share', '.0%'),
         _words_html('Promoted tokens', c.promoted, 'z', '+.1f'), _words_html('Demoted tokens', c.demoted, 'z', '+.1f'),
         _neighbours_html(c, link), _ngrams_html(c)]
     texts = [_texts_html(f'The {len(c.top)} strongest firings', c.top, c.largest)]
     names = ('strongest', 'second', 'third', 'fourth', 'weakest') if len(c.groups) == 5 else range(1, len(c.groups) + 1)
     texts += [_texts_html(f'A sample of the {name} fifth' if len(c.groups) == 5 else f'Group {name}', g, c.largest)
         for name, g in zip(names, c.groups) if g]
-    return (f'<article class="latent" aria-label="Latent {c.latent}"><h2>Latent {c.latent}</h2><p class="facts">{facts}'
-        f'</p><div class="grid">{"".join(parts)}</div>{"".join(texts) if c.count else ""}</article>')
+    return (f'<article class="latent" aria-label="Latent {c.latent}"><div class="head"><div><h2>Latent {c.latent}</h2>'
+        f'<p class="facts">{facts}</p></div>{chart}</div><div class="grid">{"".join(parts)}</div>'
+        f'{"".join(texts) if c.count else ""}</article>')
 
 # %% ../nbs/36_dashboard.ipynb #22f8c5a3
 PAGE_FORMAT = 1  # raise it when pages of the same numbers would look different
@@ -397,7 +400,8 @@ class Dashboard:
 
     def __len__(self) -> int: return len(self.latents)
     def __iter__(self): return (self[l] for l in self.latents)
-    def __repr__(self) -> str: return f"Dashboard of {self.facts['name']}: {len(self):,} latents on {self.firings.n_counted:,} tokens"
+    def __repr__(self) -> str:
+        return f"Dashboard of {self.facts['name']}: {len(self):,} latents on {self.firings.n_counted:,} tokens"
 
     def word(self, i: int) -> str: # text of a token id
         return self._words_of.decode([i])
@@ -438,7 +442,8 @@ class Dashboard:
         "A table of the first latents, or the card of the only one"
         if len(self) == 1: return self[self.latents[0]]._repr_html_()
         head = '<tr><th>latent</th><th>frequency</th><th>fires on</th><th>promotes</th></tr>'
-        rows = ''.join(f'<tr><td>{l}</td><td>{self.count[l]/self.firings.n_counted:.2%}</td><td>{a}</td><td>{b}</td></tr>'
+        n = self.firings.n_counted
+        rows = ''.join(f'<tr><td>{l}</td><td>{self.count[l]/n:.2%}</td><td>{a}</td><td>{b}</td></tr>'
             for l, a, b in self._lines(self.latents[:10]))
         more = 'all of them' if len(self) <= 10 else f'the first 10 of {len(self):,}'
         return (f'<table>{head}{rows}</table><p>{more}; <code>[n]</code> shows one, <code>.widget()</code> searches, '
@@ -489,8 +494,10 @@ def dashboard(
     asked = parse_latents(latents, d_sae)
     if acts is None: acts = held_out(sae, n_test=32_768)
     if not isinstance(acts, Activations):
-        raise UserError(f'{type(acts).__name__} is no set of activations: give what activations(lm, corpus, site=…) returns')
-    if acts.lm is None: raise UserError('these activations are without their model, which reads the decoder: give its own')
+        raise UserError(f'{type(acts).__name__} is no set of activations: '
+            'give what activations(lm, corpus, site=…) returns')
+    if acts.lm is None:
+        raise UserError('these activations are without their model, which reads the decoder: give its own')
     if part not in acts.tokens: raise UserError(f"no part {part!r} here: want {' or '.join(map(repr, acts.tokens))}")
     check_fit(sae, acts, elsewhere)
     f = firings(sae, acts, part, asked if isinstance(asked, list) else None)
@@ -572,11 +579,15 @@ const $ = id => document.getElementById(id);
 const low = D.text.map(k => D.kinds[k].toLowerCase());
 const ends = [0]; for (const w of low) ends.push(ends[ends.length - 1] + w.length);
 const all = low.join('');
-const by = (n, ok) => { let a = 0, b = n; while (a < b) { const m = (a + b) >> 1; if (ok(m)) b = m; else a = m + 1; } return a; };
+function first(n, ok) {
+  let a = 0, b = n;
+  while (a < b) { const m = (a + b) >> 1; if (ok(m)) b = m; else a = m + 1; }
+  return a;
+}
 function inText(q) {
   const out = [];
   for (let i = all.indexOf(q); i >= 0; i = all.indexOf(q, i + 1))
-    out.push([by(ends.length, m => ends[m] > i) - 1, by(ends.length, m => ends[m] >= i + q.length)]);
+    out.push([first(ends.length, m => ends[m] > i) - 1, first(ends.length, m => ends[m] >= i + q.length)]);
   return out;
 }
 function tokenScore(words, q) {
@@ -603,7 +614,12 @@ const seen = (t, listed) => {
   if (!listed) return t;
   return t.replace(/^ +| +$/g, m => '␣'.repeat(m.length)) || '(nothing)';
 };
-const make = (tag, text, cls) => { const e = document.createElement(tag); if (text !== undefined) e.textContent = text; if (cls) e.className = cls; return e; };
+function make(tag, text, cls) {
+  const e = document.createElement(tag);
+  if (text !== undefined) e.textContent = text;
+  if (cls) e.className = cls;
+  return e;
+}
 function words(list) {
   const td = make('td');
   list.slice(0, 5).forEach((t, i) => { if (i) td.append(' '); td.append(make('code', seen(t, true))); });
@@ -616,15 +632,16 @@ function line(r, query) {
   const q = query.toLowerCase();
   if (q.trim()) for (const s of r.at) if (low.slice(s[0], s[0] + s[1]).join('').includes(q)) { span = s; break; }
   const text = D.text.slice(span[0], span[0] + span[1]).map(k => seen(D.kinds[k])), td = make('td', undefined, 't');
-  if (text.length) td.append(text.slice(0, span[2]).join(''), make('mark', text[span[2]]), text.slice(span[2] + 1).join(''));
+  const hit = span[2];
+  if (text.length) td.append(text.slice(0, hit).join(''), make('mark', text[hit]), text.slice(hit + 1).join(''));
   tr.append(th, make('td', (100*r.n/D.n_tokens).toFixed(2) + ' %', 'n'), words(r.on), words(r.up), td);
   return tr;
 }
 const STEP = 50; let rows = [], upto = 0;
 function more() {
-  const q = $('q').value, first = upto;
+  const q = $('q').value, before = upto;
   upto = Math.min(rows.length, upto + STEP);
-  $('rows').append(...rows.slice(first, upto).map(r => line(r, q)));
+  $('rows').append(...rows.slice(before, upto).map(r => line(r, q)));
   $('more').hidden = upto >= rows.length;
 }
 function show() {
@@ -638,7 +655,11 @@ function show() {
 }
 let wait; $('q').addEventListener('input', () => { clearTimeout(wait); wait = setTimeout(show, 120); });
 $('where').addEventListener('change', show); $('order').addEventListener('change', show);
-$('more').addEventListener('click', () => { const first = upto; more(); $('rows').children[first].querySelector('a').focus(); });
+$('more').addEventListener('click', () => {
+  const before = upto;
+  more();
+  $('rows').children[before].querySelector('a').focus();
+});
 $('form').addEventListener('submit', e => { e.preventDefault(); show(); });
 show();
 '''
@@ -651,13 +672,15 @@ nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin-bottom:.6rem}a{color:Lin
 INDEX_CSS = '''form{display:flex;flex-wrap:wrap;gap:.6rem 1.2rem;align-items:end;margin:.8rem 0}
 label{display:grid;font-size:.9rem}input,select,button{font:inherit;padding:.3rem .5rem;max-width:100%}
 input,select{box-sizing:border-box}#q{width:min(22rem,85vw)}h1{font-size:1.4rem;margin:.3rem 0}
-table{border-collapse:collapse;width:100%;font-size:.93rem}th,td{text-align:left;vertical-align:top;padding:.25rem .5rem;border-bottom:1px solid #8886}
+table{border-collapse:collapse;width:100%;font-size:.93rem}
+th,td{text-align:left;vertical-align:top;padding:.25rem .5rem;border-bottom:1px solid #8886}
 thead th{white-space:nowrap}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 code{font-family:ui-monospace,monospace;white-space:pre-wrap;background:#8882;padding:0 .15rem;border-radius:2px}
 .t{overflow-wrap:anywhere;unicode-bidi:isolate}mark{background:rgba(213,94,0,.4);color:inherit}
 @media (max-width:40rem){table,tbody,tr,th,td{display:block;border:0}thead{position:absolute;left:-999rem}
 tbody tr{border-bottom:1px solid #8886;padding:.4rem 0}th,td{padding:.05rem 0}.n{text-align:left}
-td:nth-child(3)::before{content:"fires on "}td:nth-child(4)::before{content:"promotes "}td:nth-child(2)::before{content:"frequency "}}'''
+td:nth-child(2)::before{content:"frequency "}td:nth-child(3)::before{content:"fires on "}
+td:nth-child(4)::before{content:"promotes "}}'''
 
 def _page(title: str, key: str, css: str, policy: str, body: str) -> str:
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="page-key" content="{key}">\n'
@@ -676,7 +699,8 @@ def latent_page(
     "A page without script that shows one latent"
     link = lambda l: f'<a href="latent-{l}.html">{l}</a>' if l in linked else str(l)
     step = lambda l, word: f'<a href="latent-{l}.html" rel="{word}">{word}: latent {l}</a>' if l is not None else ''
-    nav = f'<nav aria-label="Latents"><a href="index.html">all latents</a>{step(before, "prev")}{step(after, "next")}</nav>'
+    nav = ('<nav aria-label="Latents"><a href="index.html">all latents</a>'
+        f'{step(before, "prev")}{step(after, "next")}</nav>')
     about = f"{facts['name']} · {facts['model']} {facts['site']} · {facts['corpus']}"
     return _page(f'Latent {c.latent} of {about}', key, LATENT_CSS, '',
         f'{nav}<main><p>{shown(about)}</p>{latent_html(c, link)}</main>')
@@ -688,15 +712,19 @@ def index_page(
     "The page that searches"
     f = data['facts']
     about = shown(f"{f['name']} · {f['model']} {f['site']} · {f['corpus']}, {data['n_tokens']:,} tokens")
+    kept = {k: v for k, v in data.items() if k != '_low'}
     options = ''.join(f'<option value="{k}">{v}</option>' for k, v in WHERE.items())
-    form = ('<form id="form" role="search"><label>Search (#17 is a number)<input id="q" type="search" autocomplete="off"></label>'
+    form = ('<form id="form" role="search"><label>Search (#17 is a number)'
+        '<input id="q" type="search" autocomplete="off"></label>'
         f'<label>in<select id="where">{options}</select></label><label>order<select id="order"><option value="best">'
-        'best first</option><option value="frequent">most frequent</option><option value="rare">rarest</option></select></label></form>')
+        'best first</option><option value="frequent">most frequent</option><option value="rare">rarest</option></select>'
+        '</label></form>')
     head = ''.join(f'<th scope="col">{h}</th>' for h in ('latent', 'frequency', 'fires on', 'promotes', 'a text'))
     body = (f'<main><h1>What the latents look like</h1><p>{about}</p>{form}<p id="said" aria-live="polite"></p>'
         f'<table><thead><tr>{head}</tr></thead><tbody id="rows"></tbody></table>'
-        '<p><button id="more" type="button" hidden>50 more</button></p></main><noscript>This page searches with a script.</noscript>'
-        f'<script type="application/json" id="data">{json_in_page({k: v for k, v in data.items() if k != "_low"})}</script>'
+        '<p><button id="more" type="button" hidden>50 more</button></p></main>'
+        '<noscript>This page searches with a script.</noscript>'
+        f'<script type="application/json" id="data">{json_in_page(kept)}</script>'
         f'<script>{INDEX_JS}</script>')
     return _page(f"Latents of {f['name']}", key, INDEX_CSS, "; script-src 'unsafe-inline'", body)
 
@@ -782,7 +810,8 @@ def write_book(
         if isinstance(v, dict): return {k: short(o) for k, o in v.items()}
         return [short(o) for o in v] if isinstance(v, (list, tuple)) else v
     content = dict(key=key, rule=rule, command=command, facts=d.facts, latents=[short(asdict(c)) for c in d])
-    with writing(path) as p: p.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    with writing(path) as p: p.write_text(text + '\n', encoding='utf-8')
 
 def book(
     path: str|Path = '../results/latents/book.json', # a file of `write_book`; this one, seen from a notebook
@@ -810,7 +839,8 @@ def _line(ax, y: float, e: Excerpt, largest: float, room: int, size: float) -> N
         x += len(words[i])
         w = w[:max(0, room - a)]
         if not w: continue
-        if v > 0: ax.add_patch(Rectangle((a, y - .42), len(w), .84, color='#D55E00', alpha=min(1., .08 + .52*v/largest), lw=0))
+        shade = min(1., .08 + .52*v/largest)
+        if v > 0: ax.add_patch(Rectangle((a, y - .42), len(w), .84, color='#D55E00', alpha=shade, lw=0))
         ax.text(a, y, w.replace('$', r'\$'), family='monospace', fontsize=size, va='center', ha='left',
             fontweight='bold' if i == e.hit else 'normal')
 
@@ -827,8 +857,9 @@ def latents_figure(
     fig, axs = plt.subplots(-(-n//columns), columns, figsize=(width, height), squeeze=False)
     fig.subplots_adjust(left=.005, right=.995, top=1 - .62/height, bottom=.32/height, wspace=.02, hspace=.16)
     fig.suptitle(f'What do {n} latents look like that nobody picked?', fontsize=12, y=1 - .1/height, va='top')
-    fig.text(.005, .08/height, 'Left of each text: the activation of the bold token. Above the line the strongest texts, below it '
-        "one from each fifth of the latent's firings. Shade: activation as a share of the largest.", fontsize=8)
+    fig.text(.005, .08/height, 'Left of each text: the activation of the bold token. Above the line the strongest '
+        "texts, below it one from each fifth of the latent's firings. Shade: activation as a share of the largest.",
+        fontsize=8)
     size = 72*width*axs[0, 0].get_position().width/(room + edge)/.602   # a letter of this font is .602 wide
     for ax in axs.flat: ax.axis('off')
     for ax, c in zip(axs.flat, b.latents):
