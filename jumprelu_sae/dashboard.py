@@ -234,28 +234,26 @@ def parse_latents(
     if not out or not all(i is not None and 0 <= i < d_sae for i in out): raise wrong(repr(text)[:60])
     return list(dict.fromkeys(out))
 
-# %% ../nbs/36_dashboard.ipynb #5c10a957
+# %% ../nbs/36_dashboard.ipynb #c04819e4
 SHADE = '213,94,0'  # the palette's vermilion
-UNSEEN = re.compile(
-    '[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]'
-)  # controls; they can turn a line around
+UNSEEN = re.compile('[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]')  # some turn a line around
 
 def shown(
-    text: str,  # a token
-    listed: bool = False,  # in a list of tokens, where spaces at its edges would be lost?
-) -> str:  # safe in HTML
+    text: str,           # a token
+    listed: bool = False, # in a list of tokens, where spaces at its edges would be lost?
+) -> str:                # safe in HTML
     "A token as it may stand in a page: escaped, with signs for what cannot be seen"
     text = UNSEEN.sub('�', text.replace('\r', '').replace('\n', '↵').replace('\t', '⇥'))
     if listed:
         core = text.strip(' ')
         lead = len(text) - len(text.lstrip(' '))
-        text = '␣' * lead + core + '␣' * (len(text) - lead - len(core)) if core else '␣' * len(text) or '(nothing)'
+        text = '␣'*lead + core + '␣'*(len(text) - lead - len(core)) if core else '␣'*len(text) or '(nothing)'
     return html.escape(text, quote=True)
 
 def shaded(
-    e: Excerpt,  # tokens and activations
-    largest: float,  # activation of full shade
-) -> str:  # HTML
+    e: Excerpt,     # tokens and activations
+    largest: float, # activation of full shade
+) -> str:           # HTML
     "A text, its tokens shaded by activation, the value on hover"
     out = []
     for i, (token, v) in enumerate(zip(e.tokens, e.values)):
@@ -263,7 +261,7 @@ def shaded(
         if v == 0 and i != e.hit:
             out.append(word)
             continue
-        alpha = 0.08 + 0.52 * min(1.0, max(0.0, v) / largest) if largest > 0 else 0
+        alpha = .08 + .52*min(1., max(0., v)/largest) if largest > 0 else 0
         hit = ' class="hit"' if i == e.hit else ''
         out.append(f'<mark{hit} style="background-color:rgba({SHADE},{alpha:.2f})" title="{v:.3g}">{word}</mark>')
     return ''.join(out)
@@ -296,8 +294,9 @@ def histogram_svg(
 # %% ../nbs/36_dashboard.ipynb #028d31a8
 LATENT_CSS = '''.latent{font:14px/1.5 system-ui,sans-serif;max-width:70rem;overflow-wrap:anywhere}
 .latent h2{font-size:1.25rem;margin:.2rem 0}.latent h3{font-size:1rem;margin:1rem 0 .2rem}
-.latent .facts{margin:.2rem 0 .6rem}.latent .tag{border:1px solid;border-radius:.6rem;padding:0 .4rem;white-space:nowrap}
-.latent .grid{display:grid;gap:.2rem 1.2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,8.4rem),1fr))}
+.latent .facts{margin:.2rem 0 .6rem}
+.latent .tag{border:1px solid;border-radius:.6rem;padding:0 .4rem;white-space:nowrap}
+.latent .grid{display:grid;gap:.2rem 1.2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.6rem),1fr))}
 .latent .two{grid-column:span 2}
 .latent table{border-collapse:collapse;width:100%;margin:0;font-size:.93em}
 .latent th,.latent td{text-align:left;font-weight:400;padding:.05rem .3rem;border:0;background:none;vertical-align:top}
@@ -309,145 +308,109 @@ LATENT_CSS = '''.latent{font:14px/1.5 system-ui,sans-serif;max-width:70rem;overf
 .latent .texts li{display:grid;grid-template-columns:3.6rem 1fr 9rem;gap:.7rem;padding:.12rem 0;margin:0}
 .latent .texts .t{white-space:pre-wrap;unicode-bidi:isolate}
 .latent .texts cite{opacity:.75;font-size:.85em;font-style:normal;unicode-bidi:isolate}
-.latent .hist{width:100%;max-width:260px;height:auto;display:block}
+.latent .head{display:flex;flex-wrap:wrap;gap:.2rem 2rem;justify-content:space-between;align-items:end}
+.latent .hist{flex:0 1 260px;width:260px;max-width:100%;height:auto;display:block}
 @media (max-width:40rem){.latent .texts li{grid-template-columns:3rem 1fr;gap:0 .5rem}.latent .texts cite{grid-column:2}
-.latent .grid{grid-template-columns:1fr 1fr}.latent .wide,.latent .two{grid-column:1/-1}}'''
+.latent .grid{grid-template-columns:1fr 1fr}.latent .two{grid-column:1/-1}}'''
 
-DENSE = 0.1  # of all tokens: above it a latent is called dense
+DENSE = .1  # of all tokens: above it a latent is called dense
 
 def _words_html(title: str, words: list, unit: str, digits: str) -> str:
-    rows = ''.join(
-        f'<tr><td><code>{shown(w.token, True)}</code></td><td class="n">{w.score:{digits}}</td></tr>' for w in words
-    )
-    return (
-        f'<section><h3>{title}</h3><table><thead><tr><th scope="col">token</th><th scope="col" class="n">{unit}</th>'
-        f'</tr></thead><tbody>{rows}</tbody></table></section>'
-    )
+    rows = ''.join(f'<tr><td><code>{shown(w.token, True)}</code></td><td class="n">{w.score:{digits}}</td></tr>'
+        for w in words)
+    return (f'<section><h3>{title}</h3><table><thead><tr><th scope="col">token</th>'
+        f'<th scope="col" class="n">{unit}</th></tr></thead><tbody>{rows}</tbody></table></section>')
 
 def _texts_html(title: str, some: list, largest: float) -> str:
-    rows = ''.join(
-        f'<li><span class="n">{e.values[e.hit]:.3g}</span><span class="t">{shaded(e, largest)}'
-        f'</span><cite>{shown(str(e.doc))}</cite></li>'
-        for e in some
-    )
+    rows = ''.join(f'<li><span class="n">{e.values[e.hit]:.3g}</span><span class="t">{shaded(e, largest)}'
+        f'</span><cite>{shown(str(e.doc))}</cite></li>' for e in some)
     return f'<section><h3>{title}</h3><ol class="texts">{rows}</ol></section>'
 
 def _neighbours_html(c: 'Latent', link: Callable) -> str:
     rows = ''.join(f'<tr><td>{link(n.latent)}</td><td class="n">{n.cosine:.2f}</td></tr>' for n in c.nearest)
-    return (
-        '<section><h3>Nearest latents</h3><table><thead><tr><th scope="col">latent</th><th scope="col" class="n">'
-        f'cosine</th></tr></thead><tbody>{rows}</tbody></table></section>'
-    )
+    return ('<section><h3>Nearest latents</h3><table><thead><tr><th scope="col">latent</th><th scope="col" class="n">'
+        f'cosine</th></tr></thead><tbody>{rows}</tbody></table></section>')
 
 def _ngrams_html(c: 'Latent') -> str:
-    rows = ''.join(
-        f'<tr><td><code>{" ".join(shown(t, True) for t in n.tokens)}</code></td><td class="n">'
-        f'{n.expected:.3g}</td><td class="n">{n.count}</td></tr>'
-        for n in c.ngrams
-    )
-    return (
-        '<section class="two"><h3>After these tokens</h3><table><thead><tr><th scope="col">last tokens</th>'
+    rows = ''.join(f'<tr><td><code>{" ".join(shown(t, True) for t in n.tokens)}</code></td><td class="n">'
+        f'{n.expected:.3g}</td><td class="n">{n.count}</td></tr>' for n in c.ngrams)
+    return ('<section class="two"><h3>After these tokens</h3><table><thead><tr><th scope="col">last tokens</th>'
         '<th scope="col" class="n">expected</th><th scope="col" class="n">seen</th></tr></thead>'
-        f'<tbody>{rows}</tbody></table></section>'
-    )
+        f'<tbody>{rows}</tbody></table></section>')
 
 def latent_html(
-    c: 'Latent',  # what there is to see
-    link: Callable | None = None,  # number of a latent -> HTML of a link to it; None: the number
-) -> str:  # one <article>, for any page that has `LATENT_CSS`
+    c: 'Latent',              # what there is to see
+    link: Callable|None = None, # number of a latent -> HTML of a link to it; None: the number
+) -> str:                     # one <article>, for any page that has `LATENT_CSS`
     "One latent's dashboard; whatever comes from the corpus or the tokenizer is escaped"
     link = link or str
     tag = ''
-    if c.frequency > DENSE:
-        tag = ' <span class="tag">dense: above 10 % of tokens</span>'
-    elif not c.count:
-        tag = ' <span class="tag">silent on this text</span>'
-    elif c.count < 10:
-        tag = ' <span class="tag">rare: fewer than 10 firings</span>'
+    if c.frequency > DENSE: tag = ' <span class="tag">dense: above 10 % of tokens</span>'
+    elif not c.count: tag = ' <span class="tag">silent on this text</span>'
+    elif c.count < 10: tag = ' <span class="tag">rare: fewer than 10 firings</span>'
     line = f' · threshold {c.threshold:.3g}' if c.threshold is not None else ''
-    facts = (
-        f'fires on {c.frequency:.2%} of tokens ({c.count:,} of {c.n_tokens:,}) · largest activation '
-        f'{c.largest:.3g}{line}{tag}'
-    )
-    chart = histogram_svg(c.counts, c.largest, c.threshold) if c.count else 'no activation'
-    parts = [
-        f'<section class="wide"><h3>Activations</h3>{chart}</section>',
-        _words_html('Fires on', c.fires_on, 'share', '.0%'),
-        _words_html('Promoted tokens', c.promoted, 'z', '+.1f'),
-        _words_html('Demoted tokens', c.demoted, 'z', '+.1f'),
-        _neighbours_html(c, link),
-        _ngrams_html(c),
-    ]
+    facts = (f'fires on {c.frequency:.2%} of tokens ({c.count:,} of {c.n_tokens:,}) · largest activation '
+        f'{c.largest:.3g}{line}{tag}')
+    chart = histogram_svg(c.counts, c.largest, c.threshold) if c.count else ''
+    parts = [_words_html('Fires on', c.fires_on, 'share', '.0%'),
+        _words_html('Promoted tokens', c.promoted, 'z', '+.1f'), _words_html('Demoted tokens', c.demoted, 'z', '+.1f'),
+        _neighbours_html(c, link), _ngrams_html(c)]
     texts = [_texts_html(f'The {len(c.top)} strongest firings', c.top, c.largest)]
     names = ('strongest', 'second', 'third', 'fourth', 'weakest') if len(c.groups) == 5 else range(1, len(c.groups) + 1)
-    texts += [
-        _texts_html(f'A sample of the {name} fifth' if len(c.groups) == 5 else f'Group {name}', g, c.largest)
-        for name, g in zip(names, c.groups)
-        if g
-    ]
-    return (
-        f'<article class="latent" aria-label="Latent {c.latent}"><h2>Latent {c.latent}</h2><p class="facts">{facts}'
-        f'</p><div class="grid">{"".join(parts)}</div>{"".join(texts) if c.count else ""}</article>'
-    )
+    texts += [_texts_html(f'A sample of the {name} fifth' if len(c.groups) == 5 else f'Group {name}', g, c.largest)
+        for name, g in zip(names, c.groups) if g]
+    return (f'<article class="latent" aria-label="Latent {c.latent}"><div class="head"><div><h2>Latent {c.latent}</h2>'
+        f'<p class="facts">{facts}</p></div>{chart}</div><div class="grid">{"".join(parts)}</div>'
+        f'{"".join(texts) if c.count else ""}</article>')
 
 # %% ../nbs/36_dashboard.ipynb #22f8c5a3
 PAGE_FORMAT = 1  # raise it when pages of the same numbers would look different
 
 class Words:
     "A tokenizer of single tokens that remembers"
-
-    def __init__(self, tokenizer):
-        self.tokenizer, self.known = tokenizer, {}
-
-    def decode(self, ids: list) -> str:  # text of the one token
-        (i,) = ids
-        if i not in self.known:
-            self.known[i] = self.tokenizer.decode([i])
+    def __init__(self, tokenizer): self.tokenizer, self.known = tokenizer, {}
+    def decode(self, ids: list) -> str: # text of the one token
+        i, = ids
+        if i not in self.known: self.known[i] = self.tokenizer.decode([i])
         return self.known[i]
 
 class Dashboard:
     "What the latents of an SAE look like; see `dashboard`"
-
-    def __init__(
-        self,
-        f: Firings,  # of all latents that are to be shown
-        latents: list[int],  # their numbers
-        read: ReadOut,  # of their decoder rows, in the order of `latents`
-        near: tuple,  # of `nearest_latents`, likewise
-        theta: np.ndarray | None,  # thresholds, (d_sae,)
-        facts: dict,  # JSON-able: what all of this depends on
-        n_top: int = 20,  # strongest texts of each latent
-        groups: int = 5,  # groups of firings, by activation
-        each: int = 5,  # texts sampled from each
+    def __init__(self,
+        f: Firings,           # of all latents that are to be shown
+        latents: list[int],   # their numbers
+        read: ReadOut,        # of their decoder rows, in the order of `latents`
+        near: tuple,          # of `nearest_latents`, likewise
+        theta: np.ndarray|None, # thresholds, (d_sae,)
+        facts: dict,          # JSON-able: what all of this depends on
+        n_top: int = 20,      # strongest texts of each latent
+        groups: int = 5,      # groups of firings, by activation
+        each: int = 5,        # texts sampled from each
     ):
         self.firings, self.latents, self.theta, self.facts = f, latents, theta, facts
         self.n_top, self.groups, self.each = n_top, groups, each
         self._read, self._near, self._place = read, near, {l: i for i, l in enumerate(latents)}
         self.count, (self.counts, self.largest) = np.asarray(f.count), histograms(f)
         self._fired, self._at, self._index = fired_tokens(f), {}, None
-        self._keys, self._contexts = context_keys(f), context_counts(f)  # of n-grams: the same for all latents
+        self._keys, self._contexts = context_keys(f), context_counts(f)   # of n-grams: the same for all latents
         self._words_of = Words(f.tokenizer)
         # texts are cut out a hundred thousand times: plain arrays and words that are remembered make that quick
         arrays = {k: np.asarray(getattr(f, k)) for k in ('token', 'doc', 'row', 'pos')}
         self._quick = replace(f, tokenizer=self._words_of, **arrays)
 
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def __iter__(self):
-        return (self[l] for l in self.latents)
-
+    def __len__(self) -> int: return len(self.latents)
+    def __iter__(self): return (self[l] for l in self.latents)
     def __repr__(self) -> str:
         return f"Dashboard of {self.facts['name']}: {len(self):,} latents on {self.firings.n_counted:,} tokens"
 
-    def word(self, i: int) -> str:  # text of a token id
+    def word(self, i: int) -> str: # text of a token id
         return self._words_of.decode([i])
 
-    def promoted_z(self) -> np.ndarray:  # (latents,)
+    def promoted_z(self) -> np.ndarray: # (latents,)
         "How far the most promoted token of each latent stands out"
         return self._read.up_z[:, 0].numpy()
 
-    def texts(self, latent: int) -> tuple[list, list]:  # Excerpts: the strongest; a sample of each group
+    def texts(self, latent: int) -> tuple[list, list]: # Excerpts: the strongest; a sample of each group
         "The texts that are shown of a latent; where they lie is remembered for the index"
         top, groups = self._quick.top(latent, self.n_top), self._quick.by_quantile(latent, self.groups, self.each)
         spans = [(e.at - e.hit, len(e.tokens), e.hit) for e in (*top, *(e for g in groups for e in g))]
@@ -457,10 +420,9 @@ class Dashboard:
     def _words(self, ids: Tensor, z: Tensor) -> list[Word]:
         return [Word(self.word(i), round(v, 3)) for i, v in zip(ids.tolist(), z.tolist())]
 
-    def __getitem__(
-        self,
-        latent: int,  # its number
-    ) -> Latent:  # UserError for one that is not here
+    def __getitem__(self,
+        latent: int, # its number
+    ) -> Latent:     # UserError for one that is not here
         "All about one latent"
         if latent not in self._place:
             raise UserError(f'latent {latent!r} is not among the {len(self)} of this dashboard: make it with latents=')
@@ -468,35 +430,24 @@ class Dashboard:
         r, (near, cosine) = self._read, (o[i].tolist() for o in self._near)
         table = explain(replace(f, tokenizer=self._words_of), latent, keys=self._keys, counts=self._contexts)
         found = table.rows(10) if self.count[latent] else []
-        return Latent(
-            latent,
-            f.n_counted,
-            int(self.count[latent]),
-            float(self.largest[latent]),
-            None if self.theta is None else float(self.theta[latent]),
-            self.counts[latent].tolist(),
-            self._words(r.up[i], r.up_z[i]),
-            self._words(r.down[i], r.down_z[i]),
+        return Latent(latent, f.n_counted, int(self.count[latent]), float(self.largest[latent]),
+            None if self.theta is None else float(self.theta[latent]), self.counts[latent].tolist(),
+            self._words(r.up[i], r.up_z[i]), self._words(r.down[i], r.down_z[i]),
             [Word(self.word(t), round(share, 4)) for t, share in self._fired[latent]],
             [Neighbour(n, round(c, 4)) for n, c in zip(near, cosine)],
             [Context(list(tokens), float(v), int(n)) for tokens, v, n in found],
-            *self.texts(latent),
-        )
+            *self.texts(latent))
 
     def _repr_html_(self) -> str:
         "A table of the first latents, or the card of the only one"
-        if len(self) == 1:
-            return self[self.latents[0]]._repr_html_()
+        if len(self) == 1: return self[self.latents[0]]._repr_html_()
         head = '<tr><th>latent</th><th>frequency</th><th>fires on</th><th>promotes</th></tr>'
-        rows = ''.join(
-            f'<tr><td>{l}</td><td>{self.count[l] / self.firings.n_counted:.2%}</td><td>{a}</td><td>{b}</td></tr>'
-            for l, a, b in self._lines(self.latents[:10])
-        )
+        n = self.firings.n_counted
+        rows = ''.join(f'<tr><td>{l}</td><td>{self.count[l]/n:.2%}</td><td>{a}</td><td>{b}</td></tr>'
+            for l, a, b in self._lines(self.latents[:10]))
         more = 'all of them' if len(self) <= 10 else f'the first 10 of {len(self):,}'
-        return (
-            f'<table>{head}{rows}</table><p>{more}; <code>[n]</code> shows one, <code>.widget()</code> searches, '
-            '<code>.save(folder)</code> writes pages</p>'
-        )
+        return (f'<table>{head}{rows}</table><p>{more}; <code>[n]</code> shows one, <code>.widget()</code> searches, '
+            '<code>.save(folder)</code> writes pages</p>')
 
     def _lines(self, latents):
         say = lambda words: ' '.join(f'<code>{shown(w, True)}</code>' for w in words)
@@ -508,11 +459,10 @@ class Dashboard:
         "To choose and to search, in JupyterLab; UserError without ipywidgets"
         return latent_widget(self)
 
-    def save(
-        self,
-        folder: str | Path,  # made if needed
-        progress: bool = False,  # say how far it is?
-    ) -> Path:  # of the index page
+    def save(self,
+        folder: str|Path, # made if needed
+        progress: bool = False, # say how far it is?
+    ) -> Path:            # of the index page
         "One page a latent, and an index that searches; pages that are there already are kept"
         return save_pages(self, folder, progress)
 
@@ -524,57 +474,37 @@ def _facts(sae, acts: Activations, part: str, options: dict) -> dict:
     name = ours.get('name') or getattr(cfg, 'arch', None) or type(sae).__name__
     state = sae.state_dict() if hasattr(sae, 'state_dict') else dict(W_dec=sae.W_dec)
     weights = fingerprint({k: content_hash(v) for k, v in sorted(state.items()) if isinstance(v, Tensor)})
-    return (
-        dict(
-            name=str(name),
-            d_sae=len(sae.W_dec),
-            weights=weights,
-            model=acts.lm.name,
-            site=str(acts.site),
-            corpus=acts.corpus['name'],
-            part=part,
-            tokens=acts.tokens[part].sha,
-            format=PAGE_FORMAT,
-        )
-        | options
-    )
+    return dict(name=str(name), d_sae=len(sae.W_dec), weights=weights, model=acts.lm.name, site=str(acts.site),
+        corpus=acts.corpus['name'], part=part, tokens=acts.tokens[part].sha, format=PAGE_FORMAT) | options
 
 def dashboard(
-    sae,  # finished, or anything with `encode` and `W_dec` on raw activations
-    acts: Activations | None = None,  # what to look at; None: the held-out side of what the SAE was trained on
-    latents=None,  # numbers, '3,17,100-119', 'spread' for six chosen by a rule; None: all
-    part: str = 'test',  # which side of the text
-    elsewhere: bool = False,  # although the SAE was trained on other activations?
-    n_top: int = 20,  # strongest texts of each latent
-    groups: int = 5,  # groups of firings, by activation
-    each: int = 5,  # texts sampled from each
-) -> Dashboard:  # `[latent]`, `.widget()`, `.save(folder)`
+    sae,                            # finished, or anything with `encode` and `W_dec` on raw activations
+    acts: Activations|None = None,  # what to look at; None: the held-out side of what the SAE was trained on
+    latents = None,                 # numbers, '3,17,100-119', 'spread' for six chosen by a rule; None: all
+    part: str = 'test',             # which side of the text
+    elsewhere: bool = False,        # although the SAE was trained on other activations?
+    n_top: int = 20,                # strongest texts of each latent
+    groups: int = 5,                # groups of firings, by activation
+    each: int = 5,                  # texts sampled from each
+) -> Dashboard:                     # `[latent]`, `.widget()`, `.save(folder)`
     "What do the latents look like? UserError for latents or activations that do not fit, before anything runs"
     for name, v in dict(n_top=n_top, groups=groups, each=each).items():
-        if not is_whole(v) or v < 1:
-            raise UserError(f'{name}={v!r}: want a whole number, at least 1')
+        if not is_whole(v) or v < 1: raise UserError(f'{name}={v!r}: want a whole number, at least 1')
     d_sae = len(sae.W_dec)
     asked = parse_latents(latents, d_sae)
-    if acts is None:
-        acts = held_out(sae, n_test=32_768)
+    if acts is None: acts = held_out(sae, n_test=32_768)
     if not isinstance(acts, Activations):
-        raise UserError(
-            f'{type(acts).__name__} is no set of activations: give what activations(lm, corpus, site=…) returns'
-        )
+        raise UserError(f'{type(acts).__name__} is no set of activations: '
+            'give what activations(lm, corpus, site=…) returns')
     if acts.lm is None:
         raise UserError('these activations are without their model, which reads the decoder: give its own')
-    if part not in acts.tokens:
-        raise UserError(f"no part {part!r} here: want {' or '.join(map(repr, acts.tokens))}")
+    if part not in acts.tokens: raise UserError(f"no part {part!r} here: want {' or '.join(map(repr, acts.tokens))}")
     check_fit(sae, acts, elsewhere)
     f = firings(sae, acts, part, asked if isinstance(asked, list) else None)
-    if asked == 'spread':
-        asked = spread_latents(np.asarray(f.count))
+    if asked == 'spread': asked = spread_latents(np.asarray(f.count))
     which = list(range(d_sae)) if asked is None else asked
-    read = read_out(
-        towards_output(acts.lm, acts.site, sae.W_dec[which]),
-        acts.lm.model.get_output_embeddings().weight,
-        ids=listed_ids(acts.lm),
-    )
+    read = read_out(towards_output(acts.lm, acts.site, sae.W_dec[which]),
+        acts.lm.model.get_output_embeddings().weight, ids=listed_ids(acts.lm))
     facts = _facts(sae, acts, part, dict(n_top=n_top, groups=groups, each=each))
     return Dashboard(f, which, read, nearest_latents(sae.W_dec, which), thresholds(sae), facts, n_top, groups, each)
 
@@ -649,11 +579,15 @@ const $ = id => document.getElementById(id);
 const low = D.text.map(k => D.kinds[k].toLowerCase());
 const ends = [0]; for (const w of low) ends.push(ends[ends.length - 1] + w.length);
 const all = low.join('');
-const by = (n, ok) => { let a = 0, b = n; while (a < b) { const m = (a + b) >> 1; if (ok(m)) b = m; else a = m + 1; } return a; };
+function first(n, ok) {
+  let a = 0, b = n;
+  while (a < b) { const m = (a + b) >> 1; if (ok(m)) b = m; else a = m + 1; }
+  return a;
+}
 function inText(q) {
   const out = [];
   for (let i = all.indexOf(q); i >= 0; i = all.indexOf(q, i + 1))
-    out.push([by(ends.length, m => ends[m] > i) - 1, by(ends.length, m => ends[m] >= i + q.length)]);
+    out.push([first(ends.length, m => ends[m] > i) - 1, first(ends.length, m => ends[m] >= i + q.length)]);
   return out;
 }
 function tokenScore(words, q) {
@@ -680,7 +614,12 @@ const seen = (t, listed) => {
   if (!listed) return t;
   return t.replace(/^ +| +$/g, m => '␣'.repeat(m.length)) || '(nothing)';
 };
-const make = (tag, text, cls) => { const e = document.createElement(tag); if (text !== undefined) e.textContent = text; if (cls) e.className = cls; return e; };
+function make(tag, text, cls) {
+  const e = document.createElement(tag);
+  if (text !== undefined) e.textContent = text;
+  if (cls) e.className = cls;
+  return e;
+}
 function words(list) {
   const td = make('td');
   list.slice(0, 5).forEach((t, i) => { if (i) td.append(' '); td.append(make('code', seen(t, true))); });
@@ -693,15 +632,16 @@ function line(r, query) {
   const q = query.toLowerCase();
   if (q.trim()) for (const s of r.at) if (low.slice(s[0], s[0] + s[1]).join('').includes(q)) { span = s; break; }
   const text = D.text.slice(span[0], span[0] + span[1]).map(k => seen(D.kinds[k])), td = make('td', undefined, 't');
-  if (text.length) td.append(text.slice(0, span[2]).join(''), make('mark', text[span[2]]), text.slice(span[2] + 1).join(''));
+  const hit = span[2];
+  if (text.length) td.append(text.slice(0, hit).join(''), make('mark', text[hit]), text.slice(hit + 1).join(''));
   tr.append(th, make('td', (100*r.n/D.n_tokens).toFixed(2) + ' %', 'n'), words(r.on), words(r.up), td);
   return tr;
 }
 const STEP = 50; let rows = [], upto = 0;
 function more() {
-  const q = $('q').value, first = upto;
+  const q = $('q').value, before = upto;
   upto = Math.min(rows.length, upto + STEP);
-  $('rows').append(...rows.slice(first, upto).map(r => line(r, q)));
+  $('rows').append(...rows.slice(before, upto).map(r => line(r, q)));
   $('more').hidden = upto >= rows.length;
 }
 function show() {
@@ -715,7 +655,11 @@ function show() {
 }
 let wait; $('q').addEventListener('input', () => { clearTimeout(wait); wait = setTimeout(show, 120); });
 $('where').addEventListener('change', show); $('order').addEventListener('change', show);
-$('more').addEventListener('click', () => { const first = upto; more(); $('rows').children[first].querySelector('a').focus(); });
+$('more').addEventListener('click', () => {
+  const before = upto;
+  more();
+  $('rows').children[before].querySelector('a').focus();
+});
 $('form').addEventListener('submit', e => { e.preventDefault(); show(); });
 show();
 '''
@@ -728,13 +672,15 @@ nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin-bottom:.6rem}a{color:Lin
 INDEX_CSS = '''form{display:flex;flex-wrap:wrap;gap:.6rem 1.2rem;align-items:end;margin:.8rem 0}
 label{display:grid;font-size:.9rem}input,select,button{font:inherit;padding:.3rem .5rem;max-width:100%}
 input,select{box-sizing:border-box}#q{width:min(22rem,85vw)}h1{font-size:1.4rem;margin:.3rem 0}
-table{border-collapse:collapse;width:100%;font-size:.93rem}th,td{text-align:left;vertical-align:top;padding:.25rem .5rem;border-bottom:1px solid #8886}
+table{border-collapse:collapse;width:100%;font-size:.93rem}
+th,td{text-align:left;vertical-align:top;padding:.25rem .5rem;border-bottom:1px solid #8886}
 thead th{white-space:nowrap}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 code{font-family:ui-monospace,monospace;white-space:pre-wrap;background:#8882;padding:0 .15rem;border-radius:2px}
 .t{overflow-wrap:anywhere;unicode-bidi:isolate}mark{background:rgba(213,94,0,.4);color:inherit}
 @media (max-width:40rem){table,tbody,tr,th,td{display:block;border:0}thead{position:absolute;left:-999rem}
 tbody tr{border-bottom:1px solid #8886;padding:.4rem 0}th,td{padding:.05rem 0}.n{text-align:left}
-td:nth-child(3)::before{content:"fires on "}td:nth-child(4)::before{content:"promotes "}td:nth-child(2)::before{content:"frequency "}}'''
+td:nth-child(2)::before{content:"frequency "}td:nth-child(3)::before{content:"fires on "}
+td:nth-child(4)::before{content:"promotes "}}'''
 
 def _page(title: str, key: str, css: str, policy: str, body: str) -> str:
     return (
@@ -756,7 +702,10 @@ def latent_page(
     "A page without script that shows one latent"
     link = lambda l: f'<a href="latent-{l}.html">{l}</a>' if l in linked else str(l)
     step = lambda l, word: f'<a href="latent-{l}.html" rel="{word}">{word}: latent {l}</a>' if l is not None else ''
-    nav = f'<nav aria-label="Latents"><a href="index.html">all latents</a>{step(before, "prev")}{step(after, "next")}</nav>'
+    nav = (
+        '<nav aria-label="Latents"><a href="index.html">all latents</a>'
+        f'{step(before, "prev")}{step(after, "next")}</nav>'
+    )
     about = f"{facts['name']} · {facts['model']} {facts['site']} · {facts['corpus']}"
     return _page(
         f'Latent {c.latent} of {about}',
@@ -773,22 +722,23 @@ def index_page(
     "The page that searches"
     f = data['facts']
     about = shown(f"{f['name']} · {f['model']} {f['site']} · {f['corpus']}, {data['n_tokens']:,} tokens")
+    kept = {k: v for k, v in data.items() if k != '_low'}
     options = ''.join(f'<option value="{k}">{v}</option>' for k, v in WHERE.items())
     form = (
-        '<form id="form" role="search"><label>Search (#17 is a number)<input id="q" type="search" '
-        'autocomplete="off"></label>'
+        '<form id="form" role="search"><label>Search (#17 is a number)'
+        '<input id="q" type="search" autocomplete="off"></label>'
         f'<label>in<select id="where">{options}</select></label><label>order<select id="order"><option value="best">'
         'best first</option><option value="frequent">most frequent</option><option '
-        'value="rare">rarest</option></select></label></form>'
+        'value="rare">rarest</option></select>'
+        '</label></form>'
     )
     head = ''.join(f'<th scope="col">{h}</th>' for h in ('latent', 'frequency', 'fires on', 'promotes', 'a text'))
     body = (
         f'<main><h1>What the latents look like</h1><p>{about}</p>{form}<p id="said" aria-live="polite"></p>'
         f'<table><thead><tr>{head}</tr></thead><tbody id="rows"></tbody></table>'
-        '<p><button id="more" type="button" hidden>50 more</button></p></main><noscript>This page searches with a '
-        'script.</noscript>'
-        f'<script type="application/json" '
-        f'id="data">{json_in_page({k: v for k, v in data.items() if k != "_low"})}</script>'
+        '<p><button id="more" type="button" hidden>50 more</button></p></main>'
+        '<noscript>This page searches with a script.</noscript>'
+        f'<script type="application/json" id="data">{json_in_page(kept)}</script>'
         f'<script>{INDEX_JS}</script>'
     )
     return _page(f"Latents of {f['name']}", key, INDEX_CSS, "; script-src 'unsafe-inline'", body)
@@ -857,119 +807,93 @@ def latent_widget(
 @dataclass
 class Book:
     "A few latents, how they were chosen, and of what"
-
-    rule: str  # how they were chosen
-    command: str  # that made the file
-    facts: dict  # of the dashboard
+    rule: str          # how they were chosen
+    command: str       # that made the file
+    facts: dict        # of the dashboard
     latents: list[Latent]
 
 def write_book(
-    d: Dashboard,  # of the latents that are to be kept
-    path: str | Path,  # a JSON file
-    rule: str,  # how they were chosen
-    command: str,  # that makes the file
-    key: str = '',  # of what it was made from
+    d: Dashboard,     # of the latents that are to be kept
+    path: str|Path,   # a JSON file
+    rule: str,        # how they were chosen
+    command: str,     # that makes the file
+    key: str = '',    # of what it was made from
 ) -> None:
     "Keep a few cards as JSON: small enough to be committed, so numbers have four digits"
-
     def short(v):
-        if isinstance(v, float):
-            return float(f'{v:.4g}')
-        if isinstance(v, dict):
-            return {k: short(o) for k, o in v.items()}
+        if isinstance(v, float): return float(f'{v:.4g}')
+        if isinstance(v, dict): return {k: short(o) for k, o in v.items()}
         return [short(o) for o in v] if isinstance(v, (list, tuple)) else v
-
     content = dict(key=key, rule=rule, command=command, facts=d.facts, latents=[short(asdict(c)) for c in d])
-    with writing(path) as p:
-        p.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    with writing(path) as p: p.write_text(text + '\n', encoding='utf-8')
 
 def book(
-    path: str | Path = '../results/latents/book.json',  # a file of `write_book`; this one, seen from a notebook
-) -> Book:  # UserError for a file that is missing or damaged
+    path: str|Path = '../results/latents/book.json', # a file of `write_book`; this one, seen from a notebook
+) -> Book:                      # UserError for a file that is missing or damaged
     "The latents that the book shows"
     d = read_json(path)
-    try:
-        return Book(d['rule'], d['command'], d['facts'], [Latent.of(c) for c in d['latents']])
-    except (TypeError, KeyError):
-        raise UserError(f'{path} holds no latents: make it again with write_book') from None
+    try: return Book(d['rule'], d['command'], d['facts'], [Latent.of(c) for c in d['latents']])
+    except (TypeError, KeyError): raise UserError(f'{path} holds no latents: make it again with write_book') from None
 
 # %% ../nbs/36_dashboard.ipynb #19ea6637
 def book_html(
-    b: Book,  # a few latents
-) -> str:  # HTML, everything escaped
+    b: Book, # a few latents
+) -> str:    # HTML, everything escaped
     "The cards of a few latents, below each other"
     return f'<style>{LATENT_CSS}</style>' + '<hr>'.join(latent_html(c) for c in b.latents)
 
 def _line(ax, y: float, e: Excerpt, largest: float, room: int, size: float) -> None:
     "One text on a grid of letters: it ends with the token that fired and what follows, cut to `room` letters"
     from matplotlib.patches import Rectangle
-
     words = [t.replace('\r', '').replace('\n', '↵').replace('\t', ' ') for t in e.tokens]
-    lead = sum(len(w) for w in words[: e.hit])
-    x = max(0, int(room * 0.72)) - lead  # the token that fired begins in the same column everywhere
+    lead = sum(len(w) for w in words[:e.hit])
+    x = max(0, int(room*.72)) - lead     # the token that fired begins in the same column everywhere
     for i, (w, v) in enumerate(zip(words, e.values)):
-        a, w = max(x, 0), w[max(0, -x) :]
+        a, w = max(x, 0), w[max(0, -x):]
         x += len(words[i])
-        w = w[: max(0, room - a)]
-        if not w:
-            continue
-        if v > 0:
-            ax.add_patch(
-                Rectangle((a, y - 0.42), len(w), 0.84, color='#D55E00', alpha=min(1.0, 0.08 + 0.52 * v / largest), lw=0)
-            )
-        ax.text(
-            a,
-            y,
-            w.replace('$', r'\$'),
-            family='monospace',
-            fontsize=size,
-            va='center',
-            ha='left',
-            fontweight='bold' if i == e.hit else 'normal',
-        )
+        w = w[:max(0, room - a)]
+        if not w: continue
+        shade = min(1., .08 + .52*v/largest)
+        if v > 0: ax.add_patch(Rectangle((a, y - .42), len(w), .84, color='#D55E00', alpha=shade, lw=0))
+        ax.text(a, y, w.replace('$', r'\$'), family='monospace', fontsize=size, va='center', ha='left',
+            fontweight='bold' if i == e.hit else 'normal')
 
 def latents_figure(
-    b: Book,  # a few latents
-    strongest: int = 3,  # texts from the top of each
-    room: int = 84,  # letters a line
-):  # matplotlib figure
+    b: Book,          # a few latents
+    strongest: int = 3, # texts from the top of each
+    room: int = 84,   # letters a line
+):                    # matplotlib figure
     "What do latents look like? Strong texts above the line, then one text from each fifth of the firings"
     import matplotlib.pyplot as plt
-
     n, columns = len(b.latents), 2
     lines = strongest + max(len(c.groups) for c in b.latents)
-    width, height, edge = 13, 0.2 * (lines + 3.4) * -(-n // columns) + 0.9, 8
-    fig, axs = plt.subplots(-(-n // columns), columns, figsize=(width, height), squeeze=False)
-    fig.subplots_adjust(left=0.005, right=0.995, top=1 - 0.62 / height, bottom=0.32 / height, wspace=0.02, hspace=0.16)
-    fig.suptitle(f'What do {n} latents look like that nobody picked?', fontsize=12, y=1 - 0.1 / height, va='top')
-    fig.text(
-        0.005,
-        0.08 / height,
-        'Left of each text: the activation of the bold token. Above the line the strongest texts, below it '
-        "one from each fifth of the latent's firings. Shade: activation as a share of the largest.",
-        fontsize=8,
-    )
-    size = 72 * width * axs[0, 0].get_position().width / (room + edge) / 0.602  # a letter of this font is .602 wide
-    for ax in axs.flat:
-        ax.axis('off')
+    width, height, edge = 13, .2*(lines + 3.4)*-(-n//columns) + .9, 8
+    fig, axs = plt.subplots(-(-n//columns), columns, figsize=(width, height), squeeze=False)
+    fig.subplots_adjust(left=.005, right=.995, top=1 - .62/height, bottom=.32/height, wspace=.02, hspace=.16)
+    fig.suptitle(f'What do {n} latents look like that nobody picked?', fontsize=12, y=1 - .1/height, va='top')
+    fig.text(.005, .08/height, 'Left of each text: the activation of the bold token. Above the line the strongest '
+        "texts, below it one from each fifth of the latent's firings. Shade: activation as a share of the largest.",
+        fontsize=8)
+    size = 72*width*axs[0, 0].get_position().width/(room + edge)/.602   # a letter of this font is .602 wide
+    for ax in axs.flat: ax.axis('off')
     for ax, c in zip(axs.flat, b.latents):
-        texts = c.top[:strongest] + [g[len(g) // 2] for g in c.groups if g]
-        ax.set(xlim=(-edge, room), ylim=(lines + 1.2, -0.6))
+        texts = c.top[:strongest] + [g[len(g)//2] for g in c.groups if g]
+        ax.set(xlim=(-edge, room), ylim=(lines + 1.2, -.6))
         for y, e in enumerate(texts):
-            y = y + 0.5 * (y >= strongest)
+            y = y + .5*(y >= strongest)
             ax.text(-1.5, y, f'{e.values[e.hit]:.3g}', fontsize=7, va='center', ha='right')
             _line(ax, y, e, c.largest, room, size)
-        ax.axhline(strongest - 0.25, color='#999999', lw=0.6)
+        ax.axhline(strongest - .25, color='#999999', lw=.6)
         say = ' '.join(shown_plain(w.token) for w in c.promoted[:5])
-        ax.text(-edge, lines + 0.8, f'promotes {say}'.replace('$', r'\$'), fontsize=7.5, va='center', color='#444444')
+        ax.text(-edge, lines + .8, f'promotes {say}'.replace('$', r'\$'), fontsize=7.5, va='center', color='#444444')
         ax.set_title(f'Latent {c.latent}: {c.frequency:.2%} of tokens', fontsize=9, loc='left')
     return fig
 
 def shown_plain(
-    token: str,  # from a list
-) -> str:  # for a figure, where nothing needs escaping
+    token: str, # from a list
+) -> str:       # for a figure, where nothing needs escaping
     "A listed token without HTML's escapes; a letter that the figure's font lacks becomes a box"
     from matplotlib.font_manager import FontProperties, findfont, get_font
-
     known = get_font(findfont(FontProperties())).get_charmap()
     return ''.join(c if ord(c) in known else '□' for c in html.unescape(shown(token, True)))

@@ -105,6 +105,13 @@ def test_histograms_are_numpys(d):
         assert d[l].largest == v.max()
 
 
+def test_a_text_is_found_where_an_excerpt_holds_all_of_it():
+    rows = [dict(l=l, n=1, on=[], up=[], at=[at], best=at) for l, at in ((0, [0, 2, 0]), (1, [1, 3, 1]))]
+    data = dict(kinds=['a', 'b', 'c', 'd'], text=[0, 1, 2, 3], latents=rows)
+    found = {q: D.search(data, q, 'text') for q in ('a', 'ab', 'b', 'bc', 'abc', 'bcd', 'D', 'e')}
+    assert found == dict(a=[0], ab=[0], b=[0, 1], bc=[1], abc=[], bcd=[1], D=[1], e=[])
+
+
 def test_a_silent_and_a_dense_latent(d):
     silent, dense = d[3], d[5]
     assert (silent.count, silent.top, silent.ngrams) == (0, [], []) and 'silent on this text' in D.latent_html(silent)

@@ -241,7 +241,8 @@ def test_in_jupyterlab(lab, context, study, tmp_path_factory):
     "Six latents, an undo, a restart of the kernel and a reload of the page: the log is complete and the notebook intact"
     root = next(p for p in tmp_path_factory.getbasetemp().glob('lab*') if (p/'nbs').exists())
     log = root/'log'/'ratings.jsonl'
-    nb = nbformat.v4.new_notebook(cells=[
+    kernel = dict(name='python3', display_name='python3', language='python')
+    nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=kernel), cells=[
         cell('from jumprelu_sae.rate import *'),
         cell(f"rating_widget({MAKE}, '../log/ratings.jsonl')")])
     nbformat.write(nb, root/'nbs'/'rating.ipynb')

@@ -7,10 +7,10 @@ const draw = () => {
 };
 // Where an equation leaves no room for its number at the margin, the number goes behind it, and the two scroll together.
 const number = () => {
-  for (const tag of document.querySelectorAll('.math .tag')) {
+  for (const tag of document.querySelectorAll('.math .katex-tag')) {
     const place = tag.closest('.math');
     place.classList.remove('tight');
-    const bases = [...place.querySelectorAll('.katex-html > .base')];
+    const bases = [...place.querySelectorAll('.katex-html > .katex-base')];
     const end = Math.max(...bases.map((base) => base.getBoundingClientRect().right));
     place.classList.toggle('tight', end + 8 > tag.getBoundingClientRect().left);
   }
