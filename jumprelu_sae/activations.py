@@ -310,7 +310,7 @@ def activations(
         kw = dict(batch_rows=batch_rows, progress=settings.progress, corpus=known['name'])
         stores = {k: harvest(lm, t, site, store_dir(lm, t, site, folder), **kw) for k, t in tokens.items()}
         fit = fit_in_memory if in_memory else fit_from_disk
-        side = fit(stores['train'], massive, centre)
+        with _threads(1): side = fit(stores['train'], massive, centre)  # sums of several threads round otherwise
     in_split = {k: len(v) for k, v in split.items()}
     return Activations(lm, site, known, seq_len, tokens, stores, in_split, side, centre, source_name(corpus, known))
 
