@@ -355,7 +355,7 @@ def latent_html(
     parts = [_words_html('Fires on', c.fires_on, 'share', '.0%'),
         _words_html('Promoted tokens', c.promoted, 'z', '+.1f'), _words_html('Demoted tokens', c.demoted, 'z', '+.1f'),
         _neighbours_html(c, link), _ngrams_html(c)]
-    texts = [_texts_html(f'The {len(c.top)} strongest firings', c.top, c.largest)]
+    texts = [_texts_html(f'The {len(c.top)} strongest firings' if len(c.top) > 1 else 'The only text', c.top, c.largest)]
     names = ('strongest', 'second', 'third', 'fourth', 'weakest') if len(c.groups) == 5 else range(1, len(c.groups) + 1)
     texts += [_texts_html(f'A sample of the {name} fifth' if len(c.groups) == 5 else f'Group {name}', g, c.largest)
         for name, g in zip(names, c.groups) if g]
@@ -363,8 +363,8 @@ def latent_html(
         f'<p class="facts">{facts}</p></div>{chart}</div><div class="grid">{"".join(parts)}</div>'
         f'{"".join(texts) if c.count else ""}</article>')
 
-# %% ../nbs/36_dashboard.ipynb #22f8c5a3
-PAGE_FORMAT = 1  # raise it when pages of the same numbers would look different
+# %% ../nbs/36_dashboard.ipynb #7795317e
+PAGE_FORMAT = 2  # raise it when pages of the same numbers would look different
 
 class Words:
     "A tokenizer of single tokens that remembers"
@@ -781,6 +781,7 @@ def latent_widget(
     query = w.Text(description='Search', placeholder='a token, a text; #17 is a number', **wide)
     where = w.Dropdown(description='in', options=[(v, k) for k, v in WHERE.items()])
     found = w.Select(description='Latents', rows=8, **wide)
+    place = w.BoundedIntText(description='Nth found', min=0, max=0, layout=dict(width='11rem'))
     said, card = w.Label(), w.HTML()
 
     def name(l):
@@ -792,16 +793,23 @@ def latent_widget(
         said.value = f'{len(hits):,} of {len(d):,} latents' + (', the first 200 are listed' if len(hits) > 200 else '')
         found.options = [name(l) for l in hits[:200]]
         found.value = hits[0] if hits else None
+        place.max = len(found.options)
+        place.value = min(1, len(hits))
+
+    def step(_=None):
+        if place.value: found.index = place.value - 1
 
     def draw(_=None):
+        if found.index is not None: place.value = found.index + 1
         card.value = '' if found.value is None else f'<style>{LATENT_CSS}</style>{latent_html(d[found.value])}'
 
     query.observe(look_up, 'value')
     where.observe(look_up, 'value')
     found.observe(draw, 'value')
+    place.observe(step, 'value')
     look_up()
     draw()
-    return w.VBox([w.HBox([query, where], layout=dict(flex_flow='row wrap')), said, found, card])
+    return w.VBox([w.HBox([query, where, place], layout=dict(flex_flow='row wrap')), said, found, card])
 
 # %% ../nbs/36_dashboard.ipynb #e9c076b5
 @dataclass
