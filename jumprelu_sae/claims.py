@@ -174,7 +174,7 @@ def higher_error(
     baseline: str,  # an architecture
     run: str = 'laptop-full',  # folder in results
 ) -> Callable:  # a judge
-    "The falsifier itself: the subject's FVU is higher, over the whole range or, by the simultaneous band, at single L0s"
+    "The falsifier itself: the subject's FVU is higher over the whole range or, by the simultaneous band, at single L0s"
 
     def judge(e: Evidence) -> Finding:
         v = falsifier(e.results(run), SUBJECT, baseline, 'fvu')

@@ -313,55 +313,84 @@ LATENT_CSS = '''.latent{font:14px/1.5 system-ui,sans-serif;max-width:70rem;overf
 @media (max-width:40rem){.latent .texts li{grid-template-columns:3rem 1fr;gap:0 .5rem}.latent .texts cite{grid-column:2}
 .latent .grid{grid-template-columns:1fr 1fr}.latent .two{grid-column:1/-1}}'''
 
-DENSE = .1  # of all tokens: above it a latent is called dense
+DENSE = 0.1  # of all tokens: above it a latent is called dense
 
 def _words_html(title: str, words: list, unit: str, digits: str) -> str:
-    rows = ''.join(f'<tr><td><code>{shown(w.token, True)}</code></td><td class="n">{w.score:{digits}}</td></tr>'
-        for w in words)
-    return (f'<section><h3>{title}</h3><table><thead><tr><th scope="col">token</th>'
-        f'<th scope="col" class="n">{unit}</th></tr></thead><tbody>{rows}</tbody></table></section>')
+    rows = ''.join(
+        f'<tr><td><code>{shown(w.token, True)}</code></td><td class="n">{w.score:{digits}}</td></tr>' for w in words
+    )
+    return (
+        f'<section><h3>{title}</h3><table><thead><tr><th scope="col">token</th>'
+        f'<th scope="col" class="n">{unit}</th></tr></thead><tbody>{rows}</tbody></table></section>'
+    )
 
 def _texts_html(title: str, some: list, largest: float) -> str:
-    rows = ''.join(f'<li><span class="n">{e.values[e.hit]:.3g}</span><span class="t">{shaded(e, largest)}'
-        f'</span><cite>{shown(str(e.doc))}</cite></li>' for e in some)
+    rows = ''.join(
+        f'<li><span class="n">{e.values[e.hit]:.3g}</span><span class="t">{shaded(e, largest)}'
+        f'</span><cite>{shown(str(e.doc))}</cite></li>'
+        for e in some
+    )
     return f'<section><h3>{title}</h3><ol class="texts">{rows}</ol></section>'
 
 def _neighbours_html(c: 'Latent', link: Callable) -> str:
     rows = ''.join(f'<tr><td>{link(n.latent)}</td><td class="n">{n.cosine:.2f}</td></tr>' for n in c.nearest)
-    return ('<section><h3>Nearest latents</h3><table><thead><tr><th scope="col">latent</th><th scope="col" class="n">'
-        f'cosine</th></tr></thead><tbody>{rows}</tbody></table></section>')
+    return (
+        '<section><h3>Nearest latents</h3><table><thead><tr><th scope="col">latent</th><th scope="col" class="n">'
+        f'cosine</th></tr></thead><tbody>{rows}</tbody></table></section>'
+    )
 
 def _ngrams_html(c: 'Latent') -> str:
-    rows = ''.join(f'<tr><td><code>{" ".join(shown(t, True) for t in n.tokens)}</code></td><td class="n">'
-        f'{n.expected:.3g}</td><td class="n">{n.count}</td></tr>' for n in c.ngrams)
-    return ('<section class="two"><h3>After these tokens</h3><table><thead><tr><th scope="col">last tokens</th>'
+    rows = ''.join(
+        f'<tr><td><code>{" ".join(shown(t, True) for t in n.tokens)}</code></td><td class="n">'
+        f'{n.expected:.3g}</td><td class="n">{n.count}</td></tr>'
+        for n in c.ngrams
+    )
+    return (
+        '<section class="two"><h3>After these tokens</h3><table><thead><tr><th scope="col">last tokens</th>'
         '<th scope="col" class="n">expected</th><th scope="col" class="n">seen</th></tr></thead>'
-        f'<tbody>{rows}</tbody></table></section>')
+        f'<tbody>{rows}</tbody></table></section>'
+    )
 
 def latent_html(
-    c: 'Latent',              # what there is to see
-    link: Callable|None = None, # number of a latent -> HTML of a link to it; None: the number
-) -> str:                     # one <article>, for any page that has `LATENT_CSS`
+    c: 'Latent',  # what there is to see
+    link: Callable | None = None,  # number of a latent -> HTML of a link to it; None: the number
+) -> str:  # one <article>, for any page that has `LATENT_CSS`
     "One latent's dashboard; whatever comes from the corpus or the tokenizer is escaped"
     link = link or str
     tag = ''
-    if c.frequency > DENSE: tag = ' <span class="tag">dense: above 10 % of tokens</span>'
-    elif not c.count: tag = ' <span class="tag">silent on this text</span>'
-    elif c.count < 10: tag = ' <span class="tag">rare: fewer than 10 firings</span>'
+    if c.frequency > DENSE:
+        tag = ' <span class="tag">dense: above 10 % of tokens</span>'
+    elif not c.count:
+        tag = ' <span class="tag">silent on this text</span>'
+    elif c.count < 10:
+        tag = ' <span class="tag">rare: fewer than 10 firings</span>'
     line = f' · threshold {c.threshold:.3g}' if c.threshold is not None else ''
-    facts = (f'fires on {c.frequency:.2%} of tokens ({c.count:,} of {c.n_tokens:,}) · largest activation '
-        f'{c.largest:.3g}{line}{tag}')
+    facts = (
+        f'fires on {c.frequency:.2%} of tokens ({c.count:,} of {c.n_tokens:,}) · largest activation '
+        f'{c.largest:.3g}{line}{tag}'
+    )
     chart = histogram_svg(c.counts, c.largest, c.threshold) if c.count else ''
-    parts = [_words_html('Fires on', c.fires_on, 'share', '.0%'),
-        _words_html('Promoted tokens', c.promoted, 'z', '+.1f'), _words_html('Demoted tokens', c.demoted, 'z', '+.1f'),
-        _neighbours_html(c, link), _ngrams_html(c)]
-    texts = [_texts_html(f'The {len(c.top)} strongest firings' if len(c.top) > 1 else 'The only text', c.top, c.largest)]
+    parts = [
+        _words_html('Fires on', c.fires_on, 'share', '.0%'),
+        _words_html('Promoted tokens', c.promoted, 'z', '+.1f'),
+        _words_html('Demoted tokens', c.demoted, 'z', '+.1f'),
+        _neighbours_html(c, link),
+        _ngrams_html(c),
+    ]
+    texts = [
+        _texts_html(f'The {len(c.top)} strongest firings' if len(c.top) > 1 else 'The only text', c.top, c.largest)
+    ]
     names = ('strongest', 'second', 'third', 'fourth', 'weakest') if len(c.groups) == 5 else range(1, len(c.groups) + 1)
-    texts += [_texts_html(f'A sample of the {name} fifth' if len(c.groups) == 5 else f'Group {name}', g, c.largest)
-        for name, g in zip(names, c.groups) if g]
-    return (f'<article class="latent" aria-label="Latent {c.latent}"><div class="head"><div><h2>Latent {c.latent}</h2>'
+    texts += [
+        _texts_html(f'A sample of the {name} fifth' if len(c.groups) == 5 else f'Group {name}', g, c.largest)
+        for name, g in zip(names, c.groups)
+        if g
+    ]
+    return (
+        f'<article class="latent" aria-label="Latent {c.latent}"><div class="head"><div><h2>Latent {c.latent}</h2>'
         f'<p class="facts">{facts}</p></div>{chart}</div><div class="grid">{"".join(parts)}</div>'
-        f'{"".join(texts) if c.count else ""}</article>')
+        f'{"".join(texts) if c.count else ""}</article>'
+    )
 
 # %% ../nbs/36_dashboard.ipynb #7795317e
 PAGE_FORMAT = 2  # raise it when pages of the same numbers would look different

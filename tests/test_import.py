@@ -70,7 +70,7 @@ def test_editors_see_the_same_names():
     import jumprelu_sae as js
     assert seen == js._HOME and (root/lib/'py.typed').exists()
 
-@pytest.mark.parametrize('name', ['dashboard', 'pull', 'no_such_thing'])
+@pytest.mark.parametrize('name', ['pull', 'no_such_thing'])
 def test_a_name_that_is_not_there_says_so(name):
     import jumprelu_sae as js
     with pytest.raises(AttributeError, match=f"no attribute '{name}'.*train_sae"): getattr(js, name)

@@ -207,11 +207,10 @@ class Book:
     def minutes(self, stop):
         "Reading time of a stop"
         parts = self.sections(stop.notebook)
-        if stop.until:
-            k = [h for _, h, _ in parts].index(stop.until)
-            parts = parts[:k]
-        if stop.only:
-            k = [h for _, h, _ in parts].index(stop.only)
+        names = [h for _, h, _ in parts]  # a heading that is missing is named by the check of the paths
+        if stop.until in names: parts = parts[:names.index(stop.until)]
+        if stop.only in names:
+            k = names.index(stop.only)
             end = next((j for j in range(k + 1, len(parts)) if parts[j][0] <= parts[k][0]), len(parts))
             parts = parts[:2] + parts[k:end]
         return sum(m for _, _, m in parts)
