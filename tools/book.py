@@ -208,8 +208,8 @@ class Book:
         "Reading time of a stop"
         parts = self.sections(stop.notebook)
         names = [h for _, h, _ in parts]  # a heading that is missing is named by the check of the paths
-        if stop.until in names: parts = parts[:names.index(stop.until)]
-        if stop.only in names:
+        if stop.until and stop.until in names: parts = parts[:names.index(stop.until)]
+        if stop.only and stop.only in names:
             k = names.index(stop.only)
             end = next((j for j in range(k + 1, len(parts)) if parts[j][0] <= parts[k][0]), len(parts))
             parts = parts[:2] + parts[k:end]
