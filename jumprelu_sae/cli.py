@@ -486,6 +486,8 @@ def parser(
             a.option_strings, a.metavar = [f'--{a.dest[:-1]}'], a.dest[:-1].upper()
         if a.dest in known:
             a.metavar = '{' + ','.join(known[a.dest]) + '}'
+            if len(a.metavar) > 40:  # too long for a column: said in the help
+                a.metavar, a.help = 'NAME', f"{a.help}; one of {', '.join(known[a.dest])}"
         if a.nargs == 0 and a.help:  # a flag: that it is off needs no words
             a.help = a.help.replace(' (default: False)', '')
     p.usage = ' '.join([p.prog, '[options]', *(a.dest.upper() for a in p._actions if not a.option_strings)])
@@ -497,7 +499,6 @@ def parser(
         raise UserError(f'{message}{hint} (jumprelu-sae {name} --help lists the options)')
     p.error = error
     return p
-
 
 # %% ../nbs/51_cli.ipynb #51c0ffe4
 def said_in_one_line(
