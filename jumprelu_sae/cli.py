@@ -486,7 +486,7 @@ def parser(
             a.option_strings, a.metavar = [f'--{a.dest[:-1]}'], a.dest[:-1].upper()
         if a.dest in known:
             a.metavar = '{' + ','.join(known[a.dest]) + '}'
-            if len(a.metavar) > 40:  # too long for a column: said in the help
+            if len(a.metavar) > 56:  # too long for a column: said in the help
                 a.metavar, a.help = 'NAME', f"{a.help}; one of {', '.join(known[a.dest])}"
         if a.nargs == 0 and a.help:  # a flag: that it is off needs no words
             a.help = a.help.replace(' (default: False)', '')
