@@ -660,7 +660,8 @@ def page_body(
         exclude_output_prompt=True)
     def rendered(some):
         nb = nbformat.v4.new_notebook(cells=[nbformat.from_dict(c) for c in some], metadata=meta)
-        return re.sub(r'<script.*?</script>', '', exporter.from_notebook_node(nb)[0], flags=re.S)
+        page = re.sub(r'<script.*?</script>', '', exporter.from_notebook_node(nb)[0], flags=re.S)
+        return re.sub(r'<a class="anchor-link".*?</a>', '', page, flags=re.S)
     parts = sections(cells)
     out = [rendered(parts[0][1]), '<nav aria-label="contents">']
     out += [f'<a href="#{slug(t)}">{html.escape(t)}</a>' for t, _ in parts[1:]] + ['</nav>']
