@@ -159,7 +159,8 @@ def test_report_executes_and_fetches_nothing(capsys):
     assert len(links) > 10 and set(links) <= set(anchors) and page.count('<details open>') == 3 and 'Only a rehearsal' in page
     assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
     assert Path('out/frontier.png').exists() and Path('out/frontier.csv').read_text().count('\n') == 5
-    about = page.partition('Claim by claim')[0] + page.partition('Departures from the paper')[2].partition('What went against us')[0]
+    about = page.partition('id="claim-by-claim"')[0]
+    about += page.partition('id="departures-from-the-paper"')[2].partition('id="what-went-against-us"')[0]
     assert 'tiny-gemma2' in about and not re.search(r'270M|2,048 latents', about)   # nothing of another run
 
 def test_cells_are_executed_with_an_environment_of_their_own():

