@@ -11,7 +11,7 @@ def clean(model, **kwargs):
     "What `nbdev-clean` does, on what is about to be saved"
     if model['type'] == 'notebook' and model['content'] and model['content']['nbformat'] == 4:
         content = dict2nb(js=model['content'])
-        clean_nb(content)
+        clean_nb(content, allowed_cell_metadata_keys=['jupyter'])  # as pyproject.toml tells nbdev-clean
         model['content'] = json.loads(nb2str(content))  # without what fastcore adds to cells while it works
 
 
