@@ -182,13 +182,11 @@ def test_the_book_comes_back(d, tmp_path):
 
 # -- in Chromium -------------------------------------------------------------------------------------------------------
 pw = pytest.importorskip('playwright.sync_api')
-from test_lab import browser, chromium, lab, open_and_run, page  # noqa: F401, E402
-
-in_browser = pytest.mark.skipif(chromium is None, reason='no chromium: apt-get install chromium')
+from test_lab import open_and_run  # noqa: E402
 
 
 @pytest.fixture
-def watched(browser, site):  # noqa: F811
+def watched(browser, site):
     "A page that remembers what went wrong: dialogs, errors, requests"
     p = browser.new_page(viewport=dict(width=1400, height=1000))
     p.bad = []
@@ -203,7 +201,6 @@ def watched(browser, site):  # noqa: F811
 
 
 @pytest.mark.browser
-@in_browser
 def test_hostile_text_shows_as_text(watched, d):
     watched.at('latent-5.html')
     text = watched.inner_text('main')
@@ -222,7 +219,6 @@ QUERIES = ('the', 'THE', ' the ', '<script>', 'onerror="', 'congress war', 'stra
 
 
 @pytest.mark.browser
-@in_browser
 def test_the_page_searches_as_python_does(watched, d):
     watched.at('index.html')
     data = D.index_data(d)
@@ -237,7 +233,6 @@ def test_the_page_searches_as_python_does(watched, d):
 
 
 @pytest.mark.browser
-@in_browser
 def test_all_by_keyboard(watched):
     watched.at('index.html')
     watched.wait_for_selector('#rows tr')
@@ -268,7 +263,6 @@ def test_all_by_keyboard(watched):
 
 
 @pytest.mark.browser
-@in_browser
 @pytest.mark.parametrize('name', ('index.html', 'latent-5.html', 'latent-3.html', 'latent-0.html'))
 def test_fits_a_phone(watched, name):
     watched.set_viewport_size(dict(width=390, height=800))
@@ -287,7 +281,6 @@ CONTRAST = '''() => {
 
 
 @pytest.mark.browser
-@in_browser
 @pytest.mark.parametrize('scheme', ('light', 'dark'))
 def test_light_and_dark_can_be_read(watched, scheme):
     watched.emulate_media(color_scheme=scheme)
@@ -300,7 +293,6 @@ def test_light_and_dark_can_be_read(watched, scheme):
 
 
 @pytest.mark.browser
-@in_browser
 def test_values_on_hover_and_words_for_the_histogram(watched, d):
     watched.at('latent-0.html')
     e = d[0].top[0]
@@ -318,8 +310,7 @@ box = d.widget()
 
 
 @pytest.mark.browser
-@in_browser
-def test_the_widget_in_jupyterlab(page, lab):  # noqa: F811
+def test_the_widget_in_jupyterlab(page, lab):
     dialogs = []
     page.on('dialog', lambda o: (dialogs.append(o.message), o.dismiss()))
     page.goto(f'{lab}/lab?reset')

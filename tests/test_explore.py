@@ -1,20 +1,11 @@
 "The notebooks with sliders: they run in JupyterLab, a move of a slider changes the line to the right numbers, and their saved outputs need no widget."
-import base64, inspect, json
+import base64, json
 from pathlib import Path
 import numpy as np, pytest, torch
-import test_lab
-from test_lab import open_and_run, pw, pytestmark as browser_marks
+from test_lab import open_and_run, pw
 
 root = Path(__file__).parent.parent
 EXPLORE = sorted((root/'nbs/explore').glob('*.ipynb'))
-
-# a server and a browser of this module's own, closed before those of test_lab start: playwright runs once at a time
-lab, browser = (pytest.fixture(scope='module')(inspect.unwrap(f)) for f in (test_lab.lab, test_lab.browser))
-page = pytest.fixture(inspect.unwrap(test_lab.page))
-
-def in_browser(f):
-    for m in browser_marks: f = m(f)
-    return f
 
 # -- the lines, computed here by other means -----------------------------------------------------------------------------
 def toy():
@@ -68,7 +59,7 @@ def look(page, path):
     page.wait_for_timeout(300)
     page.screenshot(path=str(path))
 
-@in_browser
+@pytest.mark.browser
 def test_threshold_slider(page, lab, tmp_path):
     open_and_run(page, lab, 'nbs/explore/threshold.ipynb')
     before = shown(page, FIRST['threshold'])
@@ -81,7 +72,7 @@ def test_threshold_slider(page, lab, tmp_path):
     press(page, 'ArrowLeft', 8)
     assert shown(page, FIRST['threshold']) == before
 
-@in_browser
+@pytest.mark.browser
 def test_bandwidth_slider_and_kernel(page, lab, tmp_path):
     open_and_run(page, lab, 'nbs/explore/bandwidth.ipynb')
     before = shown(page, FIRST['bandwidth'])

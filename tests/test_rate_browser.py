@@ -1,16 +1,13 @@
 """The rating page in Chromium, from a file and in JupyterLab: six latents by keyboard, an undo, a restart, and on. What
 the page logs is compared with what was pressed."""
 
-import inspect, json
+import json
 from pathlib import Path
 import nbformat, pytest
-import test_lab
-from test_lab import pw, pytestmark as browser_marks
+from test_lab import pw
 from jumprelu_sae.rate import ESM, ToyFirings, make_study, rater_order, ratings, read_log, study_page, toy_sources
 
-pytestmark = browser_marks
-# a server and a browser of this module's own, closed before those of test_lab start
-lab, browser = (pytest.fixture(scope='module')(inspect.unwrap(f)) for f in (test_lab.lab, test_lab.browser))
+pytestmark = pytest.mark.browser
 MAKE = 'make_study(toy_sources(), n_per_arm=3, strata=1, repeats=1, min_firings=40)'
 
 
@@ -237,9 +234,9 @@ READY = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?
 
 
 @pytest.mark.timeout(900)
-def test_in_jupyterlab(lab, context, study, tmp_path_factory):
+def test_in_jupyterlab(lab, context, study):
     "Six latents, an undo, a restart of the kernel and a reload of the page: the log is complete and the notebook intact"
-    root = next(p for p in tmp_path_factory.getbasetemp().glob('lab*') if (p/'nbs').exists())
+    root = lab.folder
     log = root/'log'/'ratings.jsonl'
     kernel = dict(name='python3', display_name='python3', language='python')
     nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=kernel), cells=[

@@ -192,35 +192,29 @@ def test_dead_link_is_an_error(tmp_path):
 
 @pytest.mark.browser
 @pytest.mark.skipif(PYTHON is None, reason='no Sphinx: it comes with `make docs`')
-def test_site_works_from_the_disk(tmp_path):
-    pw = pytest.importorskip('playwright.sync_api')
-    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if chromium is None:
-        pytest.skip('no chromium: apt-get install chromium')
+def test_site_works_from_the_disk(tmp_path, browser):
     folder = project(tmp_path)
     r = subprocess.run([PYTHON, '-c', BUILD, docs, folder], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     html, asked, said = folder / 'out/html', [], []
-    with pw.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-dev-shm-usage'])
-        page = browser.new_page(viewport={'width': 390, 'height': 844})
-        page.on('request', lambda q: None if q.url.startswith(('file:', 'data:')) else asked.append(q.url))
-        theme = 'Got invalid theme mode'  # what the theme says at a first visit, before it has chosen light or dark
-        page.on('console', lambda m: said.append(m.text) if m.type == 'error' and theme not in m.text else None)
-        for name in ('index', 'nbs/01_one', 'nbs/index', 'api', 'apidocs/jumprelu_sae/jumprelu_sae.one'):
-            page.goto(f'file://{html}/{name}.html', timeout=120_000)
-            wide = page.evaluate('document.documentElement.scrollWidth - window.innerWidth')
-            assert wide <= 0, f'{name} is wider than a phone'
-        assert 'how many' in page.inner_text('article')
-        page.goto(f'file://{html}/nbs/01_one.html')
-        assert page.locator('.katex').count() and not page.locator('.katex-error').count()
-        long = page.locator('div.math.tight .katex-tag')
-        assert long.count() == 1, 'the number of a long equation stands behind it'
-        assert long.evaluate('tag => getComputedStyle(tag).position') == 'static'
-        assert page.locator('div.math:not(.tight) .katex-tag').count() == 1
-        assert page.locator('img[alt="How fast does it grow?"]').count() == 1
-        page.goto(f'file://{html}/search.html?q=equation')
-        page.wait_for_selector('#search-results li a', timeout=60_000)
-        assert 'Two' in page.inner_text('#search-results')
-        browser.close()
+    page = browser.new_page(viewport={'width': 390, 'height': 844})
+    page.on('request', lambda q: None if q.url.startswith(('file:', 'data:')) else asked.append(q.url))
+    theme = 'Got invalid theme mode'  # what the theme says at a first visit, before it has chosen light or dark
+    page.on('console', lambda m: said.append(m.text) if m.type == 'error' and theme not in m.text else None)
+    for name in ('index', 'nbs/01_one', 'nbs/index', 'api', 'apidocs/jumprelu_sae/jumprelu_sae.one'):
+        page.goto(f'file://{html}/{name}.html', timeout=120_000)
+        wide = page.evaluate('document.documentElement.scrollWidth - window.innerWidth')
+        assert wide <= 0, f'{name} is wider than a phone'
+    assert 'how many' in page.inner_text('article')
+    page.goto(f'file://{html}/nbs/01_one.html')
+    assert page.locator('.katex').count() and not page.locator('.katex-error').count()
+    long = page.locator('div.math.tight .katex-tag')
+    assert long.count() == 1, 'the number of a long equation stands behind it'
+    assert long.evaluate('tag => getComputedStyle(tag).position') == 'static'
+    assert page.locator('div.math:not(.tight) .katex-tag').count() == 1
+    assert page.locator('img[alt="How fast does it grow?"]').count() == 1
+    page.goto(f'file://{html}/search.html?q=equation')
+    page.wait_for_selector('#search-results li a', timeout=60_000)
+    assert 'Two' in page.inner_text('#search-results')
+    page.close()
     assert not asked and not said
