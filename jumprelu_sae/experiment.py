@@ -8,7 +8,7 @@ __all__ = ['log', 'DECIDED', 'LEFT_OPEN', 'OPERATIONS', 'PACKAGE', 'START', 'Job
            'new_trainer', 'in_checkpoint', 'resumed', 'keep_finished', 'group_name', 'train_group', 'parts_of', 'cores',
            'apart', 'room_for', 'Orders', 'Said', 'do_tasks', 'worker', 'Worker', 'SweepProgress', 'Pool', 'train_part',
            'train_all', 'judged_on', 'found_result', 'evaluate_job', 'evaluate_all', 'as_preset', 'get_activations',
-           'run_experiment', 'Frontier', 'saved_results', 'frontier']
+           'interpret_all', 'run_experiment', 'Frontier', 'saved_results', 'frontier']
 
 # %% ../nbs/43_experiment.ipynb #93b15e5a
 import base64, importlib, json, logging, math, os, pickle, queue, resource, shutil, subprocess, sys, tempfile, threading
@@ -22,10 +22,11 @@ import torch
 from tqdm.auto import tqdm
 
 from .activations import Activations, Borrowed, activations, decide_in_memory, lend
-from .core import (Result, Settings, UserError, differences, make_folder, matmul_precision, read_json,
-    run_env, write_json)
+from .core import (Result, Settings, UserError, differences, is_whole, make_folder, matmul_precision,
+    read_json, run_env, write_json)
 from .evaluate import Evaluator, evaluate
 from .frontier import frontier_figure, frontier_table, text_table
+from .interpret import interpret_run
 from .lm import LM, load_lm
 from .presets import PRESETS, Preset, get_preset
 from .recipe import Plan, finished, threads
@@ -693,13 +694,25 @@ def get_activations(
             seq_len=p.seq_len, massive=p.massive, centre=p.centre, settings=settings)
     return acts, settings
 
+def interpret_all(
+    all_jobs: list[Job], # finished
+    acts: Activations, # on what
+    out: Path, # the run's folder
+    latents: int, # of each SAE
+) -> list[Result]: # scores, one an SAE and one of a random dictionary; also in interpret/ of the folder
+    "A sample of latents of every SAE, explained by what stands before and scored on held-out text"
+    return interpret_run({j.name: out/'saes'/j.name for j in all_jobs}, acts, latents, out=out/'interpret',
+        fit='train' if acts.in_memory else 'val')
+
 def run_experiment(
     preset: str|Preset = 'laptop', # a name, or a preset of one's own
     settings: Settings = Settings(), # device, number format, folder (default: reports/<preset>), …
     say: Callable = log.info, # takes a line at the end of each stage
+    latents: int = 0, # of each SAE, whose firing is explained and scored into interpret/ (32_interpret); 0: none
 ) -> list[Result]: # one an SAE; also in results.json of the folder
     "Activations → SAEs → evaluation of a whole preset; resumable, finished pieces are used again"
     p = as_preset(preset)
+    if not is_whole(latents): raise UserError(f'latents={latents!r}: want a whole number; 0 for none')
     if not isinstance(settings, Settings):
         raise UserError(f'settings={settings!r}: want a Settings, such as Settings(device="cpu")')
     out = make_folder(settings.out or Path('reports')/p.name)
@@ -714,6 +727,8 @@ def run_experiment(
             if many > 1: clock.notes['train'] += f'; {many} worker processes'
             if n: clock.notes['train'] += f'; {sparse/(n*all_jobs[0].plan.train.n_steps):.0%} of the steps sparse'
         with clock('evaluate'): results = evaluate_all(all_jobs, acts, out, p, settings)
+        if latents:
+            with clock('interpret'): interpret_all(all_jobs, acts, out, latents)
         machine = asdict(settings) | dict(out=None)
         write_json(out/'results.json', dict(format=1, preset=asdict(p), facts=acts.facts(),
             results=[asdict(r) for r in results],

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['log', 'REPORT_PACKAGES', 'TABLE', 'NOTHING', 'STYLE', 'QUESTION', 'SHOWN', 'PAGE', 'OPEN', 'TOLERANCE', 'LICENCES',
            'LEFT_OUT', 'reproduce', 'with_changes', 'complete_run', 'Run', 'command_of', 'short_rows', 'answers',
-           'summary', 'data_departures', 'training_departures', 'departures', 'Html', 'as_html', 'as_list',
-           'one_sentence', 'why_different', 'first_figure', 'badge', 'first_screen', 'main_run', 'claim_list',
-           'report_source', 'report_cells', 'execute_cells', 'joined', 'slug', 'sections', 'described', 'page_body',
-           'make_report', 'setting_rows', 'evidence', 'committed', 'apart', 'beside', 'seeds_within',
+           'summary', 'latent_rows', 'data_departures', 'training_departures', 'departures', 'Html', 'as_html',
+           'as_list', 'one_sentence', 'why_different', 'first_figure', 'badge', 'first_screen', 'main_run',
+           'claim_list', 'report_source', 'report_cells', 'execute_cells', 'joined', 'slug', 'sections', 'described',
+           'page_body', 'make_report', 'setting_rows', 'evidence', 'committed', 'apart', 'beside', 'seeds_within',
            'changed_settings', 'different_data', 'turned_verdicts', 'beside_lines', 'tuning_words', 'checklist']
 
 # %% ../nbs/50_reproduction.ipynb #37ed5514
@@ -22,6 +22,7 @@ from .core import Result, Settings, UserError, read_json, require, write_json, w
 from .experiment import Stages, as_preset, run_experiment
 from .frontier import (SUBJECT, equal_l0_table, falsifier, frontier_figure, frontier_table, html_table,
     opponents, plot_difference, plot_frontier, text_table, wide_table, write_csv)
+from .interpret import DENOMINATORS, read_scores
 from .intervals import METRICS
 from .presets import PRESETS, Preset
 from .sae import in_order, look
@@ -37,6 +38,7 @@ def reproduce(
     out: str|Path|None = None, # folder; None: that of the settings, or reports/<preset>
     settings: Settings|None = None, # device, number format, threads, …; None: the defaults
     report: bool = True, # execute the report page at the end
+    latents: int = 256, # of each SAE, explained and scored for the report; 0: none
     say: Callable = log.info, # takes a line
     **changes, # fields of the settings: device='cuda', progress=False, …
 ) -> list[Result]:
@@ -46,7 +48,7 @@ def reproduce(
     settings = replace(settings, out=Path(out or settings.out or Path('reports')/p.name))
     if report:
         for package in REPORT_PACKAGES: require(package, 'report')
-    clock, results = Stages(say), run_experiment(p, settings, say)
+    clock, results = Stages(say), run_experiment(p, settings, say, latents)
     with clock('report'):
         complete_run(settings.out, results, figure=report)
         if report: make_report(settings.out)
@@ -179,6 +181,24 @@ def summary(
     if run.means_nothing: lines += [NOTHING, '']
     if report: lines.append(f"report: {run.folder/'report.html'}")
     return '\n'.join(lines)
+
+# %% ../nbs/50_reproduction.ipynb #e7a6185f
+def latent_rows(
+    run: Run, # a finished run
+) -> list[dict]: # one row an SAE, then the random dictionary; [] where no latents were scored
+    "How well explanations predict where a sample of latents fires, by three denominators (32_interpret)"
+    here, order = run.folder/'interpret', in_order(r.config['arch'] for r in run.results)
+    files = [here/f'{r.name}.json' for r in run.results]
+    scores = [read_scores(f) for f in files if f.exists()]
+    data = {r.config['data'] for r in scores}
+    floors = [read_scores(f) for f in sorted(here.glob('random-*.json'))]
+    scores.sort(key=lambda r: (order.index(r.config['arch']), r.metrics['l0'], r.config['seed']))
+    def row(r):
+        m, name = r.metrics, r.config['arch']
+        return {'architecture': name if r.config['floor'] else look(name).label, 'setting': r.config['target'],
+            'seed': r.config['seed'], 'L0': round(m['l0'], 1), 'latents': r.config['latents'],
+            'scored %': round(100*m['scored'], 1)} | {f'r, {k}': round(m[f'r3.{k}'], 3) for k in DENOMINATORS}
+    return [row(r) for r in scores + [f for f in floors if f.config['data'] in data]]
 
 # %% ../nbs/50_reproduction.ipynb #b9a3d708
 def _row(what: str, paper: str, ours: str, effect: str) -> dict: return dict(what=what, paper=paper, ours=ours,
