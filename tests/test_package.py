@@ -1,5 +1,6 @@
 "The package that others install: what is in the wheel, and that it works away from this folder."
 
+import json
 import os
 import subprocess
 import sys
@@ -49,9 +50,26 @@ def test_wheel_carries_report_evidence_and_types(wheel):
     assert wheel.stat().st_size < 5_000_000
 
 
-def test_installed_package_works_elsewhere(wheel, tmp_path):
-    "Unpacked as an installer would, imported from another folder: the door, the command, the report's notebook"
-    zipfile.ZipFile(wheel).extractall(tmp_path / 'site')
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    "A folder of its own with the wheel unpacked, as an installer would"
+    folder = tmp_path_factory.mktemp('site')
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def run(installed, code, *args):
+    "What `code` prints, run away from the checkout; sys.argv[1] is the folder of the installation"
+    env = dict(os.environ, PYTHONPATH=str(installed))
+    r = subprocess.run(
+        [sys.executable, '-c', code, installed, *args], cwd=installed, env=env, capture_output=True, text=True
+    )
+    assert r.returncode == 0, r.stderr
+    return r.stdout
+
+
+def test_installed_package_works_elsewhere(installed):
+    "Imported from another folder: the door, the command, the report's notebook"
     code = (
         'import jumprelu_sae as js, jumprelu_sae.cli as cli, jumprelu_sae.reproduction as r, pathlib, sys\n'
         'assert pathlib.Path(js.__file__).is_relative_to(sys.argv[1]), js.__file__\n'
@@ -59,9 +77,21 @@ def test_installed_package_works_elsewhere(wheel, tmp_path):
         'assert r.report_source().is_relative_to(sys.argv[1]), r.report_source()\n'
         "sys.exit(cli.main(['presets']))\n"
     )
-    env = dict(os.environ, PYTHONPATH=str(tmp_path / 'site'))
-    r = subprocess.run(
-        [sys.executable, '-c', code, tmp_path], cwd=tmp_path, env=env, capture_output=True, text=True
+    assert 'laptop' in run(installed, code)
+
+
+def test_installed_package_finds_its_evidence(installed):
+    "The committed claims, runs and tuning are those in the package, and say what the checkout's say"
+    code = (
+        'import json, sys\n'
+        'from jumprelu_sae import claims, reproduction, tuning\n'
+        'e = reproduction.evidence()\n'
+        'assert e is not None, tuning.repo_root()\n'
+        'assert e.root.is_relative_to(sys.argv[1]) and tuning.tuning_file("laptop").is_relative_to(sys.argv[1])\n'
+        'main = reproduction.committed(reproduction.Run(e.root / "laptop-main"), e)\n'
+        'print(json.dumps([[r["id"], r["verdict"]] for r in claims.judged(e)]), len(main.results))\n'
     )
-    assert r.returncode == 0, r.stderr
-    assert 'laptop' in r.stdout
+    committed = json.loads((root / 'results/claims.json').read_text(encoding='utf-8'))
+    rows, n = run(installed, code).rsplit(' ', 1)
+    assert json.loads(rows) == [[r['id'], r['verdict']] for r in committed['rows']]
+    assert int(n) == len(json.loads((root / 'results/laptop-main/results.json').read_text(encoding='utf-8'))['results'])
