@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -95,3 +96,55 @@ def test_installed_package_finds_its_evidence(installed):
     rows, n = run(installed, code).rsplit(' ', 1)
     assert json.loads(rows) == [[r['id'], r['verdict']] for r in committed['rows']]
     assert int(n) == len(json.loads((root / 'results/laptop-main/results.json').read_text(encoding='utf-8'))['results'])
+
+
+USER = """
+from pathlib import Path
+import torch
+import jumprelu_sae as js
+
+lm = js.load_lm('gemma3-270m')
+acts = js.activations(lm, 'sotu', site='resid.9', n_train=250_000)
+sae = js.train_sae('jumprelu', acts, d_sae=2048, l0=32)
+print(js.evaluate(sae, acts))
+js.dashboard(sae, acts).save('latents')
+sae.save('my-sae')
+sae = js.load_sae(Path('my-sae'))
+f = sae.encode(acts.part('test')['x'])
+density: torch.Tensor = (f > 0).float().mean(0)
+x_hat: torch.Tensor = sae.decode(f)
+whole: torch.Tensor = sae(acts.part('test')['x'])
+result = js.evaluate(sae, acts)
+loss: float = result.metrics['delta_lm_loss']
+shown = js.frontier([result], 'frontier.png')
+print(shown.rows, sae.cfg.d_sae, sae.meta)
+quick = js.Settings(device='cpu', progress=False)
+other = js.train_sae('topk', acts, d_sae=2048, l0=32, recipe='paper', seed=1, settings=quick, track=lambda step, d: None)
+try:
+    js.load_sae('nothing')
+except js.UserError as e:
+    print(e)
+
+@js.register('mine', label='Mine', color='#000000', marker='o', config=js.TopKConfig)
+class Mine(js.TopKSAE):
+    pass
+"""
+
+
+def complaints(folder, script):
+    "What pyright says of a script that uses the package"
+    (folder / 'user.py').write_text(script, encoding='utf-8')
+    settings = dict(include=['user.py'], extraPaths=[str(root)])
+    (folder / 'pyrightconfig.json').write_text(json.dumps(settings), encoding='utf-8')
+    r = subprocess.run(
+        ['pyright', '--outputjson', '--pythonpath', sys.executable], cwd=folder, capture_output=True, text=True
+    )
+    return [d['message'] for d in json.loads(r.stdout)['generalDiagnostics']]
+
+
+@pytest.mark.skipif(shutil.which('pyright') is None, reason='no pyright: pip install pyright')
+def test_a_users_script_is_clean_for_pyright(tmp_path):
+    "The snippet of the README and what comes after it; a wrong argument is seen"
+    assert complaints(tmp_path, USER) == []
+    wrong = complaints(tmp_path, USER.replace('d_sae=2048, l0=32)', "d_sae='many', l0=32)"))
+    assert len(wrong) == 1 and 'd_sae' in wrong[0]
