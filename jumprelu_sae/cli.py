@@ -406,11 +406,10 @@ def completion_script(
 def completion(
     shell: str,  # shell
 ):
-    "Completion of commands and options for your shell: add `source <(jumprelu-sae completion bash)` to ~/.bashrc"
+    "Completion for the Tab key: write it to a file once, and let ~/.bashrc or ~/.zshrc source that file"
     if shell not in SHELLS:
         raise UserError(f'no completion for {shell!r}: choose one of {", ".join(SHELLS)}')
     print(completion_script(shell))
-
 
 # %% ../nbs/51_cli.ipynb #e094f8de
 COMMANDS = dict(harvest=harvest, train=train, evaluate=evaluate, inspect=inspect,
@@ -437,7 +436,8 @@ EXAMPLES = dict(  # one of each command, shown below its options
 def usage() -> str:  # what `jumprelu-sae --help` says, no wider than the terminal
     "One paragraph a command"
     width = max(40, shutil.get_terminal_size().columns)
-    head = ['usage: jumprelu-sae COMMAND [options]', '', 'jumprelu-sae COMMAND --help lists the options; --version', '']
+    more = textwrap.fill('jumprelu-sae COMMAND --help lists the options; --version', width)
+    head = ['usage: jumprelu-sae COMMAND [options]', '', more, '']
     rows = []
     for name, function in COMMANDS.items():
         start = f'  {name:10} '
@@ -479,18 +479,19 @@ def parser(
     "The parser of a command: choices are named in the help, and a wrong option is a UserError"
     p = anno_parser(COMMANDS[name], prog=f'jumprelu-sae {name}')
     p.formatter_class, p.epilog = Help, f'example: {EXAMPLES.get(name, p.prog)}'
-    known = choices(name)
+    known, width = choices(name), shutil.get_terminal_size().columns
     for a in p._actions:
         if a.dest.endswith('_'):  # a word that Python keeps for itself: `with_` is --with
             p._option_string_actions[f'--{a.dest[:-1]}'] = p._option_string_actions.pop(a.option_strings[0])
             a.option_strings, a.metavar = [f'--{a.dest[:-1]}'], a.dest[:-1].upper()
         if a.dest in known:
             a.metavar = '{' + ','.join(known[a.dest]) + '}'
-            if len(a.metavar) > 56:  # too long for a column: said in the help
+            if len(a.metavar) > min(56, width - 14):  # too long for a column: said in the help
                 a.metavar, a.help = 'NAME', f"{a.help}; one of {', '.join(known[a.dest])}"
         if a.nargs == 0 and a.help:  # a flag: that it is off needs no words
             a.help = a.help.replace(' (default: False)', '')
-    p.usage = ' '.join([p.prog, '[options]', *(a.dest.upper() for a in p._actions if not a.option_strings)])
+    words = ' '.join([p.prog, '[options]', *(a.dest.upper() for a in p._actions if not a.option_strings)])
+    p.usage = textwrap.fill(words, max(33, width - len('usage: ')), subsequent_indent=' ' * len('usage: '))
 
     def error(message):
         unknown = re.search(r'unrecognized arguments:.*?(--[\w-]+)', message)
@@ -549,14 +550,14 @@ def run_command(
 ) -> int:  # exit code
     "Find the command, parse and call"
     name = argv[0] if argv else '--help'
-    if name in ('-h', '--help'):
+    if name in ('-h', '--help', 'help'):
         print(usage())
         return 0
-    if name == '--version':
+    if name in ('-V', '--version'):
         print(f'jumprelu_sae {__version__}')
         return 0
     if name not in COMMANDS:
-        like = get_close_matches(name, COMMANDS, 1)
+        like = get_close_matches(name, [*COMMANDS, '--help', '--version'], 1)
         raise UserError(
             f"no such command {name!r}{f' (did you mean {like[0]}?)' if like else ''}: choose one of"
             f" {', '.join(COMMANDS)}"
@@ -568,7 +569,6 @@ def run_command(
     function = COMMANDS[name]
     function(**{k: v for k, v in args.items() if k in function.__annotations__})
     return 0
-
 
 # %% ../nbs/51_cli.ipynb #833890d4
 class sigterm_as_interrupt:

@@ -214,3 +214,25 @@ def test_inspect_reads_no_tensor_and_knows_damaged_folders(capsys, monkeypatch):
 def test_help_names_the_choices(capsys):
     assert main(['train', '--help']) == 0
     assert '{relu,gated,topk,batchtopk,jumprelu}' in capsys.readouterr().out.replace('\n', '')
+
+def test_completion_is_sourced_for_real(tmp_path):
+    "Written to a file and sourced, as the help says; then bash itself names the function, and the words behind Tab"
+    file = tmp_path/'completion'
+    file.write_text(cli.completion_script('bash'), encoding='utf-8')
+    tab = ('set -eu; source "$1"; complete -p jumprelu-sae; COMP_WORDS=(jumprelu-sae reproduce --preset la); COMP_CWORD=3\n'
+        '_jumprelu_sae; printf "%s\\n" "${COMPREPLY[@]}"')
+    r = subprocess.run(['bash', '--norc', '--noprofile', '-c', tab, 'bash', file], capture_output=True, text=True)
+    assert (r.returncode, r.stderr) == (0, '')
+    first, *words = r.stdout.splitlines()
+    assert first.endswith('-F _jumprelu_sae jumprelu-sae')
+    assert words == ['laptop', 'laptop-full']
+
+@pytest.mark.parametrize('argv', [['-V'], ['--version']])
+def test_version(capsys, argv):
+    from jumprelu_sae import __version__
+    assert main(argv) == 0
+    assert capsys.readouterr().out == f'jumprelu_sae {__version__}\n'
+
+def test_the_nearest_word_is_named(capsys):
+    for argv, near in ((['reprodce'], 'reproduce'), (['--versoin'], '--version'), (['train', 'topk', '--tokns', '1'], '--tokens')):
+        assert f'did you mean {near}?' in refused(capsys, *argv)
