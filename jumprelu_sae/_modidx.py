@@ -648,6 +648,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'jumprelu_sae/expected_loss.py'),
                                             'jumprelu_sae.expected_loss._expected': ( 'expected_loss.html#_expected',
                                                                                       'jumprelu_sae/expected_loss.py'),
+                                            'jumprelu_sae.expected_loss._nodes': ( 'expected_loss.html#_nodes',
+                                                                                   'jumprelu_sae/expected_loss.py'),
                                             'jumprelu_sae.expected_loss._normal': ( 'expected_loss.html#_normal',
                                                                                     'jumprelu_sae/expected_loss.py'),
                                             'jumprelu_sae.expected_loss.expected_kde': ( 'expected_loss.html#expected_kde',

@@ -10,6 +10,7 @@ __all__ = ['integrate', 'World', 'population_loss', 'population_gradient', 'toy_
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from .jumprelu import jumprelu
 from .ste import rectangle
 
 # %% ../nbs/03_expected_loss.ipynb #11b63ba9
+@lru_cache
+def _nodes(): # and weights of the rule with 16 nodes, float64
+    return [torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16)]
+
 def integrate(
     fn: Callable,    # z -> values, for a float64 tensor
     lo: float,       # from
@@ -26,7 +31,7 @@ def integrate(
     panels: int=64,  # equal pieces
 ) -> float:          # the integral
     "Gauss-Legendre quadrature in float64, 16 nodes a panel: exact to rounding where `fn` is smooth"
-    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
+    x, w = _nodes()
     half = (hi - lo)/(2*panels)
     return half*(fn(lo + half*(2*torch.arange(panels)[:, None] + 1 + x))*w).sum().item()
 

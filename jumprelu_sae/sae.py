@@ -880,7 +880,7 @@ def with_unit_rows(
 
 def training_copy(
     sae: SAE, # finished
-    scaler: Scaler, # of the activations on which it shall be trained further
+    scaler: Scaler, # of the activations on which it will be trained further
 ) -> SAE: # takes scaled activations
     "A finished SAE in scaled units again, to be trained further"
     if not sae.finished: raise UserError('this SAE is in training already')

@@ -53,7 +53,7 @@ class TrainConfig:
     n_tokens: int # activations to see
     batch: int = 4096 # activations a step
     lr: float = 7e-5 # Adam's learning rate
-    threshold_lr: float|None = None # for JumpReLU's thresholds, when it shall differ
+    threshold_lr: float|None = None # for JumpReLU's thresholds, if it differs from lr
     beta1: float = 0. # Adam's momentum
     beta2: float = 0.999 # Adam's memory of squared gradients
     eps: float = 1e-8 # Adam's ε
@@ -501,7 +501,7 @@ def adam_state(
 # %% ../nbs/20_train.ipynb #d6061ff8
 def check_saes(
     saes: dict, # name -> SAE
-    stream: ActivationStream, # what they shall be trained on
+    stream: ActivationStream, # what they will be trained on
     path: str, # 'auto', 'dense' or 'sparse'
 ) -> None:
     "UserError for SAEs that cannot be trained on this stream"
@@ -809,7 +809,7 @@ def train_saes(
     desc: str = 'train', # what they call it
     after_step: Callable|None = None, # called with the trainer after each step; may set `trainer.stop`
     clock: Callable = time.monotonic, # seconds; another one for tests
-    at_end: bool = True, # a checkpoint of the last step, too? (False: whoever calls keeps the SAEs at once)
+    at_end: bool = True, # a checkpoint of the last step, too? (False: the caller keeps the SAEs at once)
 ) -> Trainer: # the same one, at its last step, its SAEs in eval mode
     "Train to the end, going on from a checkpoint in `folder`; stopped, it writes one and raises KeyboardInterrupt"
     n, trainer.stop = trainer.cfg.n_steps, False

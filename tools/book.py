@@ -51,8 +51,8 @@ PATHS = {
         Stop('30_evaluate', 'how to tell whether an SAE is faithful', until='Delta LM loss: does the model notice?'),
         Stop('21_recipe', 'what training needs, and what each part is worth', until='Train one, in one line'),
         Stop('31_frontier', 'the verdict', only='What was measured'),
-        Stop('32_interpret', 'what latents look like', optional=True),
-        Stop('36_dashboard', 'look at one yourself', optional=True),
+        Stop('32_interpret', 'what latents look like'),
+        Stop('36_dashboard', 'look at one yourself'),
         Stop('50_reproduction', 'the page with the answer', only='The answer'),
     ],
     'engineer': [
@@ -72,12 +72,20 @@ PATHS = {
         Stop('43_experiment', 'many runs'),
         Stop('51_cli', 'the same from the command line'),
     ],
+    'user': [
+        Stop('tutorials/first_sae', 'an SAE on your own model and texts, and whether it is any good'),
+        Stop('tutorials/look_inside', 'what its latents are, and what that does not prove'),
+        Stop('tutorials/saelens', 'the files, for others and from others'),
+        Stop('tutorials/fine_tune', "somebody's SAE, trained further on your texts"),
+        Stop('tutorials/own_architecture', 'an architecture of your own beside the five'),
+    ],
 }
 PLAY = {  # notebook -> what goes with it
     '01_jumprelu': ['explore/threshold'],
     '02_ste': ['explore/bandwidth'],
     '03_expected_loss': ['explore/bandwidth'],
     '04_sae': ['tutorials/own_architecture'],
+    '21_recipe': ['tutorials/first_sae'],
     '39_formats': ['tutorials/fine_tune'],
 }
 
