@@ -229,6 +229,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'jumprelu_sae.cli.reproduce': ('cli.html#reproduce', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.run_command': ('cli.html#run_command', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.said_in_one_line': ('cli.html#said_in_one_line', 'jumprelu_sae/cli.py'),
+                                  'jumprelu_sae.cli.setting_words': ('cli.html#setting_words', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.sigterm_as_interrupt': ('cli.html#sigterm_as_interrupt', 'jumprelu_sae/cli.py'),
                                   'jumprelu_sae.cli.sigterm_as_interrupt.__enter__': ( 'cli.html#sigterm_as_interrupt.__enter__',
                                                                                        'jumprelu_sae/cli.py'),
