@@ -46,7 +46,7 @@ from jumprelu_sae.interop import (
     save_comparison,
 )
 from .lm import load_lm
-from .presets import PRESETS, get_preset
+from .presets import PRESETS, get_preset, rehearsal as rehearsal_of
 from .probe import probe as probe_preset, probe_lines
 from .recipe import RECIPES, plan_sae, train_sae
 from .reproduction import make_report, reproduce as reproduce_preset
@@ -303,6 +303,7 @@ def reproduce(
     corpus:str=None, # another corpus: sotu, a text file or folder, or hf:<dataset>
     site:str=None, # another site: resid.9, mlp.9, attn.9 …
     tokens:int=None, # another number of training tokens
+    rehearsal:bool=False, # the same on two thousand activations: does the whole road work here?
     out:Path=None, # folder of the report (default: reports/<preset>)
     device:str='cpu', # cpu or cuda
     dtype:str='auto', # number format of the model: auto, float32 or bfloat16
@@ -316,6 +317,9 @@ def reproduce(
     "Text → activations → SAEs → evidence → report. Stop it at any time; the same command goes on"
     p = get_preset(preset, model=model, corpus=corpus, site=site, n_train=tokens)
     changed = [str(v).replace('/', '_').replace(':', '_') for v in (model, corpus, site, tokens) if v is not None]
+    if rehearsal:
+        p = rehearsal_of(p)
+        changed.append('rehearsal')
     out = out or Path('reports')/'-'.join([preset, *changed])
     settings = Settings(device=device, dtype=dtype, path=path, matmul=matmul, threads=threads, workers=workers,
         save_every=save_every, progress=not quiet, out=out)

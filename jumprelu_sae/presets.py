@@ -6,7 +6,7 @@
 __all__ = ['LARGE', 'L0S', 'GEMMA', 'PILE', 'LICENCES', 'UNTUNED', 'LAPTOP', 'TINY', 'SIX', 'FULL', 'GEMMA_2B', 'GEMMA_9B',
            'SCOPE', 'SCOPE_SOTU', 'PRESETS', 'Departure', 'Preset', 'said_fields', 'departures_of', 'check_texts',
            'check_sizes', 'check_grid', 'steps_to_threshold', 'check_schedule', 'check_schedules', 'terms',
-           'licence_of', 'get_preset']
+           'licence_of', 'get_preset', 'rehearsal']
 
 # %% ../nbs/41_presets.ipynb #a7837754
 import json, math
@@ -397,3 +397,28 @@ def get_preset(
     unknown = [k for k in changes if k not in known]
     if unknown: raise UserError(f"a preset has no {', '.join(unknown)}: it has {', '.join(known)}")
     return replace(PRESETS[name], **{k: v for k, v in changes.items() if v is not None})
+
+# %% ../nbs/41_presets.ipynb #41de9a04
+def rehearsal(
+    p: Preset,  # the run to be
+    n_train: int = 2048,  # training activations
+    batch: int = 256,  # activations a step
+) -> Preset:  # of a minute or two, but for the model's download
+    "The same model, site, width and architectures on a few activations, two sparsities each: does it arrive?"
+    schedule = {} if p.recipe == 'short' else dict(lr_warmup=0.1, sparsity_warmup=0.1)
+    return replace(
+        p,
+        name=f'{p.name}-rehearsal',
+        about=f'a rehearsal of {p.name} on {n_train:,} activations',
+        n_train=n_train,
+        batch=batch,
+        passes=1,
+        seq_len=min(p.seq_len, 128),
+        n_val=512,
+        n_test=1024,
+        n_lm=256,
+        seeds=p.seeds[:1],
+        grid={arch: tuple(values)[:2] for arch, values in p.grid.items()},
+        schedule=p.schedule | schedule,
+        departures=('A rehearsal on {n_train:,} activations: the numbers mean nothing.', *p.departures),
+    )
