@@ -382,9 +382,9 @@ def here_rows(
             {
                 'preset': p.name,
                 'SAEs': need['saes'],
-                **{f'{k}, h': f'{v:.2g}' for k, v in h.items()},
-                'together, h': f'{sum(h.values()):.2g}',
-                'on an H100, h, at least': f"{on_cards(p, need)['hours']:.2g}",
+                **{k: duration(v) for k, v in h.items()},
+                'together': duration(sum(h.values())),
+                'on an H100, at least': duration(on_cards(p, need)['hours']),
             }
         )
     return rows
