@@ -1,11 +1,11 @@
 "Bad input at the command line: one clear line that says what to do, no traceback, exit code 2."
 import errno, json, os, subprocess, sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 import pytest, torch
-from jumprelu_sae import cli, experiment, lm, reproduction
+from jumprelu_sae import cli, core, experiment, lm, reproduction
 from jumprelu_sae.cli import main
-from jumprelu_sae.core import Result, UserError
+from jumprelu_sae.core import Result, Settings, UserError
 from jumprelu_sae.presets import PRESETS
 from jumprelu_sae.train import Trainer
 
@@ -236,3 +236,33 @@ def test_version(capsys, argv):
 def test_the_nearest_word_is_named(capsys):
     for argv, near in ((['reprodce'], 'reproduce'), (['--versoin'], '--version'), (['train', 'topk', '--tokns', '1'], '--tokens')):
         assert f'did you mean {near}?' in refused(capsys, *argv)
+def another(action, field):
+    "Words for an option such that its field is not what it is by default"
+    words = cli.choices('reproduce').get(action.dest) or ['meta'] if action.type in (None, str) else []
+    if action.nargs == 0: return []
+    return [words[-1]] if words else [dict(out='there').get(field.name, '2')]
+
+@pytest.mark.parametrize('field', fields(Settings), ids=lambda f: f.name)
+def test_every_setting_is_an_option_or_has_a_reason(field, monkeypatch):
+    "A field that is added to Settings is red here until `reproduce` has an option for it that arrives"
+    option = dict(progress='--quiet').get(field.name, '--' + field.name.replace('_', '-'))
+    action = cli.parser('reproduce')._option_string_actions.get(option)
+    if field.name in cli.NOT_OPTIONS:
+        assert action is None and len(cli.NOT_OPTIONS[field.name]) > 20
+        return
+    assert action is not None, f'reproduce has no {option}: add it, or say in NOT_OPTIONS why not'
+    given = []
+    monkeypatch.setattr(cli, 'reproduce_preset', lambda p, settings, say: given.append(settings))
+    for argv in ([], [option, *another(action, field)]): assert main(['reproduce', '--preset', 'tiny', *argv]) == 0
+    plain, changed = (getattr(s, field.name) for s in given)
+    assert plain != changed, option
+
+def test_words_are_those_that_settings_takes():
+    "Every word that help and the Tab key offer is taken, and none is missing"
+    assert not set(cli.NOT_OPTIONS) - {f.name for f in fields(Settings)}
+    assert cli.setting_words('path') == list(core.PATHS) and cli.setting_words('device') == []
+    for name in ('dtype', 'path', 'matmul'):
+        words = cli.choices('reproduce')[name]
+        assert len(words) > 1 and words == cli.option_words('reproduce')[1][f'--{name}']
+        for w in words: Settings(**{name: w})
+    assert not {'path', 'matmul'} & set(cli.option_words('evaluate')[1])
