@@ -307,6 +307,8 @@ def reproduce(
     path:str='auto', # training steps: dense, sparse (the same gradients), or auto: whichever is faster
     threads:int=None, # of the processor
     workers:int=None, # processes that train SAEs (default: on a CPU one a core)
+    store:str='auto', # training activations: disk, stream (from the model, never written), or auto: by size
+    share:str='auto', # what processes started by torchrun share in training: batches, saes, or auto: what is cheaper
     quiet:bool=False, # no progress bars
 ):
     "Text → activations → SAEs → evidence → report. Stop it at any time; the same command goes on"
@@ -314,7 +316,7 @@ def reproduce(
     changed = [str(v).replace('/', '_').replace(':', '_') for v in (model, corpus, site, tokens) if v is not None]
     out = out or Path('reports')/'-'.join([preset, *changed])
     settings = Settings(device=device, dtype=dtype, path=path, threads=threads, workers=workers,
-        progress=not quiet, out=out)
+        store=store, share=share, progress=not quiet, out=out)
     reproduce_preset(p, settings=settings, say=print)
 
 def tune(
@@ -466,6 +468,8 @@ def choices(
         recipe=RECIPES,
         dtype=('auto', 'float32', 'bfloat16'),
         path=('auto', 'dense', 'sparse'),
+        store=('auto', 'disk', 'stream'),
+        share=('auto', 'batches', 'saes'),
         layout=LAYOUTS,
         shell=SHELLS,
     )

@@ -452,12 +452,13 @@ class Settings:
     progress: bool = True  # bars on a terminal, a line a minute elsewhere
     in_memory: bool | None = None  # training activations in memory or read from disk; None: by the memory that is free
     store: str = 'auto'  # a run's training activations: 'disk', 'stream' (never written), or 'auto': by their size
+    share: str = 'auto'  # what several processes share out: 'batches' of all SAEs, 'saes', or 'auto': what is cheaper
     out: Path | None = None  # folder of what is written; None: the caller's default
 
     def __post_init__(self):
         check_device(self.device)
         known_of = dict(dtype=('auto', 'float32', 'bfloat16'), path=PATHS, matmul=('float32', 'tf32'),
-            store=('auto', 'disk', 'stream'))
+            store=('auto', 'disk', 'stream'), share=('auto', 'batches', 'saes'))
         for name, known in known_of.items():
             if name == 'path' and calibrated_share(self.path) is not None:
                 continue

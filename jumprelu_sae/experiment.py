@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['log', 'STREAM_SHARE', 'STREAM_BYTES', 'BUCKET', 'DECIDED', 'LEFT_OPEN', 'SCALE_SAMPLE', 'ROWS', 'OPERATIONS',
            'PACKAGE', 'START', 'Job', 'jobs', 'job_identity', 'choose_store', 'decided_store', 'choose_bucket',
-           'kept_settings', 'decide', 'check_memory', 'pinned', 'StreamedActivations', 'streamed_activations', 'Stages',
-           'peak_memory', 'found_identity', 'what_differs', 'is_finished', 'OwnSettings', 'SweepTrainer', 'new_trainer',
-           'in_checkpoint', 'resumed', 'keep_finished', 'group_name', 'train_group', 'parts_of', 'cores', 'apart',
-           'kept_bytes', 'passes_of', 'room_for', 'Orders', 'Said', 'do_tasks', 'worker', 'Worker', 'SweepProgress',
-           'Pool', 'train_part', 'train_all', 'judged_on', 'found_result', 'evaluate_job', 'evaluate_all', 'as_preset',
-           'get_activations', 'run_experiment', 'Frontier', 'saved_results', 'frontier']
+           'kept_settings', 'decide', 'check_memory', 'pinned', 'StreamedActivations', 'streamed_activations',
+           'read_tokens', 'harvest_parts', 'Stages', 'peak_memory', 'found_identity', 'what_differs', 'is_finished',
+           'OwnSettings', 'SweepTrainer', 'DistSweepTrainer', 'new_trainer', 'in_checkpoint', 'resumed',
+           'keep_finished', 'group_name', 'train_group', 'parts_of', 'cores', 'apart', 'kept_bytes', 'passes_of',
+           'room_for', 'Orders', 'Said', 'do_tasks', 'worker', 'Worker', 'SweepProgress', 'Pool', 'train_part',
+           'train_all', 'shared_seconds', 'message_rate', 'choose_share', 'train_by_ranks', 'judged_on', 'found_result',
+           'evaluate_job', 'evaluate_all', 'as_preset', 'open_run', 'make_activations', 'get_activations',
+           'run_experiment', 'run_stages', 'Frontier', 'saved_results', 'frontier']
 
 # %% ../nbs/43_experiment.ipynb #93b15e5a
 import base64, copy, importlib, json, logging, math, os, pickle, queue, resource, shutil, subprocess, sys, tempfile
 import threading, time, traceback
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -27,11 +30,14 @@ from .activations import (SHARE, SPLIT, Activations, Borrowed, TrainSide, activa
     count_parts, decide_in_memory, lend, pack_part, read_corpus, store_dir)
 from .core import (Result, Scaler, Settings, UserError, cache_dir, differences, fingerprint, make_folder,
     matmul_precision, read_json, run_env, write_json)
+from .distributed import (DistTrainer, Ranks, SharedSource, SplitStream, end_together, harvest_together,
+    one_process, ranks_of_run, train_together)
 from .evaluate import Evaluator, evaluate
 from .frontier import frontier_figure, frontier_table, text_table
 from .harvest import MassiveRule, harvest, prepare, store_bytes
 from .lm import LM, load_lm
 from .presets import PRESETS, Preset, get_preset
+from .probe import forward_flops, matrix_rate
 from .recipe import Plan, finished, threads
 from .sae import SAE, load_sae
 from .sites import site_dim
@@ -211,10 +217,11 @@ class StreamedActivations(Activations):
         bucket: int, # activations that are mixed
         about: dict, # corpus, seq_len, in_split, centre, source, as for `Activations`; massive, the rule's factor
         folder: Path, # keeps what is fitted
-        source: Callable|None = None, # makes the activations, as `ModelSource`; None: that
+        ranks: Ranks|None = None, # who shares the model's work; None: this process alone
     ):
         self.bucket, self.massive, self.rows = bucket, about.pop('massive'), {}
-        self.made_by = {} if source is None else dict(source=source)
+        self.ranks = ranks or ranks_of_run()
+        self.made_by = dict(source=partial(SharedSource, ranks=ranks)) if ranks else {}
         super().__init__(lm, site, tokens=tokens, stores=stores, side=None, **about)
         self.sample = min(SCALE_SAMPLE, tokens['train'].n_tokens)
         self.side = self.kept_side(folder/'scale.json')
@@ -234,7 +241,8 @@ class StreamedActivations(Activations):
         return copy.copy(self.rows[seed])
 
     def raw_stream(self, batch: int, seed: int, **kw) -> LMStream: # kw: scaler, rule, facts
-        return LMStream(self.lm, self.table(seed), self.site, batch, max(self.bucket, batch), seed, **kw, **self.made_by)
+        bucket = max(self.bucket, batch)
+        return LMStream(self.lm, self.table(seed), self.site, batch, bucket, seed, **kw, **self.made_by)
 
     def stream(self, batch: int, seed: int = 0) -> LMStream: # scaled, without massive tokens
         return self.raw_stream(batch, seed, scaler=self.scaler, rule=self.rule, facts=self.identity())
@@ -242,10 +250,10 @@ class StreamedActivations(Activations):
     def kept_side(self, path: Path) -> TrainSide:
         "As fitted before in this folder, on the same data; else fitted now, and kept"
         key = fingerprint(self.identity())
-        d = read_json(path) if path.exists() else {}
+        d = self.ranks.gather(read_json(path) if path.exists() else {})[0]
         if d.get('key') != key:
-            d = self.fitted() | dict(key=key)
-            write_json(path, d)
+            d = self.ranks.gather(self.fitted() | dict(key=key))[0]
+            if self.ranks.rank == 0: write_json(path, d)
         t, scaler = self.tokens['train'], Scaler(torch.tensor(d['scaler_mean']), d['scale'])
         docs = set(t.doc[t.mask].unique().tolist())
         rule, mean = MassiveRule(d['factor'], d['median']), torch.tensor(d['mean'])
@@ -271,18 +279,38 @@ def streamed_activations(
     settings: Settings, # progress
     bucket: int, # activations that are mixed
     folder: Path, # of the run: keeps what is fitted
-    source: Callable|None = None, # makes the activations, as `ModelSource`; None: that
+    ranks: Ranks, # who takes part
+    shared: bool = False, # shall they share the model's work, and be read by all in step?
 ) -> StreamedActivations:
     "What `activations` makes, but for the store of the training side"
-    docs, known = read_corpus(p.corpus, p.n_train + p.n_val + p.n_test)
-    split, site = split_documents(docs, **SPLIT), check_place(lm, p.site, p.seq_len)
-    budget = dict(train=p.n_train, val=p.n_val, test=p.n_test)
+    tokens, known, in_split = read_tokens(lm, p, ranks)
+    site = check_place(lm, p.site, p.seq_len)
+    held = {k: tokens[k] for k in ('val', 'test')}
+    stores = harvest_parts(lm, held, site, known, settings, ranks)
+    about = dict(corpus=known, seq_len=p.seq_len, in_split=in_split, centre=p.centre, source=p.corpus,
+        massive=p.massive)
+    return StreamedActivations(lm, site, tokens, stores, bucket, about, folder, ranks if shared else None)
+
+def read_tokens(
+    lm: LM, # language model
+    p: Preset, # what to run
+    ranks: Ranks, # rank 0 fetches what the others then find
+) -> tuple[dict, dict, dict]: # part -> Tokens; name and SHA-256 of the corpus; part -> documents on that side
+    docs, known = ranks.in_turn(lambda: read_corpus(p.corpus, p.n_train + p.n_val + p.n_test))
+    split, budget = split_documents(docs, **SPLIT), dict(train=p.n_train, val=p.n_val, test=p.n_test)
     tokens = {k: pack_part(split[k], lm, p.seq_len, n, f'n_{k}') for k, n in budget.items()}
-    stores = {k: harvest(lm, tokens[k], site, store_dir(lm, tokens[k], site), progress=settings.progress,
-        corpus=known['name']) for k in ('val', 'test')}
-    about = dict(corpus=known, seq_len=p.seq_len, in_split={k: len(v) for k, v in split.items()}, centre=p.centre,
-        source=p.corpus, massive=p.massive)
-    return StreamedActivations(lm, site, tokens, stores, bucket, about, folder, source)
+    return tokens, known, {k: len(v) for k, v in split.items()}
+
+def harvest_parts(
+    lm: LM, # language model
+    tokens: dict, # part -> Tokens
+    site, # where to look
+    known: dict, # the corpus
+    settings: Settings, # progress
+    ranks: Ranks, # who shares the work
+) -> dict: # part -> ActivationStore, where `activations` would put it and look for it
+    kw = dict(progress=settings.progress, corpus=known['name'])
+    return {k: harvest_together(lm, t, site, store_dir(lm, t, site), ranks, **kw) for k, t in tokens.items()}
 
 # %% ../nbs/43_experiment.ipynb #64c68cfd
 class Stages:
@@ -379,18 +407,25 @@ class OwnSettings:
 class SweepTrainer(OwnSettings, Trainer):
     "Trains SAEs of several architectures on one stream"
 
+class DistSweepTrainer(OwnSettings, DistTrainer):
+    "The same on several processes"
+
 def new_trainer(
     group: list[Job], # of one seed
     acts: Activations, # what to train on
     settings: Settings = Settings(), # device, path
+    ranks: Ranks|None = None, # who shares each batch; None: this process alone
 ) -> Trainer:
     "Fresh SAEs on a fresh stream"
     first = group[0].plan
     saes = {j.name: j.plan.sae().to(settings.device) for j in group}
     stream, rest = acts.stream(first.train.batch, first.seed), (str(acts.site), settings.path)
     cfgs = {j.name: j.plan.train for j in group}
-    if len(set(cfgs.values())) == 1: return Trainer(saes, stream, first.train, *rest)
-    return SweepTrainer(saes, stream, cfgs, *rest)
+    one = len(set(cfgs.values())) == 1
+    if ranks:
+        kind, cfg = (DistTrainer, first.train) if one else (DistSweepTrainer, cfgs)
+        return kind(saes, SplitStream(stream, ranks), cfg, ranks, *rest)
+    return Trainer(saes, stream, first.train, *rest) if one else SweepTrainer(saes, stream, cfgs, *rest)
 
 def in_checkpoint(
     folder: Path, # of a checkpoint
@@ -404,9 +439,10 @@ def resumed(
     acts: Activations, # what to train on
     folder: Path, # of the checkpoint
     settings: Settings = Settings(), # device, path
+    ranks: Ranks|None = None, # who shares each batch
 ) -> Trainer|None: # where the checkpoint stands; None: it is another's, or damaged
     "Go back to a checkpoint; one of other SAEs, settings or data is named"
-    tr = new_trainer(group, acts, settings)
+    tr = new_trainer(group, acts, settings, ranks)
     try: tr.load(folder)
     except UserError as e:
         log.warning('%s; %s start again', e, ', '.join(j.name for j in group))
@@ -434,9 +470,11 @@ def train_group(
     settings: Settings = Settings(), # device, path, how often to save
     name: str|None = None, # of their checkpoint; None: from architecture and seed
     after_step: Callable|None = None, # called with the trainer after each step
+    ranks: Ranks|None = None, # who shares each batch; None: this process alone
 ) -> tuple[int, int]: # how many were trained now; how many of all their steps were sparse
     "Train the jobs of one group that are not finished: first those that a checkpoint holds, then the others"
     folder, n, sparse = out/'checkpoints'/(name or group_name(group[0])), 0, 0
+    first, agreed = ranks is None or ranks.rank == 0, ranks.gather if ranks else lambda v: [v]
 
     def train(part, tr):
         nonlocal n, sparse
@@ -444,21 +482,26 @@ def train_group(
         what = f'{len(part)} SAEs' if several else f'{part[0].arch} seed {part[0].seed}'
         if len(part) == 1: what = part[0].name
         # the last checkpoint, so that a kill between two finished SAEs loses nothing; one alone is kept at once
-        train_saes(tr, folder, settings.save_every, settings.progress, what, after_step, at_end=len(part) > 1)
-        for j in part: keep_finished(j, tr, acts, out)
-        shutil.rmtree(folder)
+        if ranks: train_together(tr, folder, settings.save_every, settings.progress, what, after_step)
+        else: train_saes(tr, folder, settings.save_every, settings.progress, what, after_step, at_end=len(part) > 1)
+        if first:
+            for j in part: keep_finished(j, tr, acts, out)
+            shutil.rmtree(folder)
+        agreed(None)
         n, sparse = n + len(part), sparse + sum(tr.paths.sparse_steps(j.name, tr.step) for j in part)
 
     missing = [j for j in group if not is_finished(out/'saes'/j.name, job_identity(j, acts))]
-    names = in_checkpoint(folder)
+    names, there = agreed((in_checkpoint(folder), [j.name for j in missing]))[0]
+    missing = [j for j in missing if j.name in there]
     begun = [j for j in group if j.name in names]
     if len(begun) == len(names) and any(j in missing for j in begun):
-        tr = resumed(begun, acts, folder, settings)
+        tr = resumed(begun, acts, folder, settings, ranks)
         if tr:
             train(begun, tr)
             missing = [j for j in missing if j not in begun]
-    shutil.rmtree(folder, ignore_errors=True)
-    if missing: train(missing, new_trainer(missing, acts, settings))
+    if first: shutil.rmtree(folder, ignore_errors=True)
+    agreed(None)
+    if missing: train(missing, new_trainer(missing, acts, settings, ranks))
     return n, sparse
 
 # %% ../nbs/43_experiment.ipynb #43a0c002
@@ -793,6 +836,72 @@ def train_all(
     trained, sparse = (sum(d) for d in zip(*done, (0, 0)))
     return max(n, 1), trained, sparse
 
+# %% ../nbs/43_experiment.ipynb #43b0c008
+def shared_seconds(
+    all_jobs: list[Job], # of the run
+    world: int, # processes
+    model: float, # operations of the language model an activation; 0: they are on disk
+    rate: float, # operations a second of a device
+    link: float, # bytes a second of a message
+) -> dict: # 'batches' and 'saes' -> seconds a step
+    "What a step of all SAEs of a seed would take, shared out in either way"
+    js = [j for j in all_jobs if j.seed == all_jobs[0].seed]
+    k, batch = len(js), js[0].plan.train.batch
+    sizes = [2*j.plan.cfg.d_in*j.plan.cfg.d_sae for j in js]
+    work = 6*sum(sizes)  # forward and backward, two operations a weight
+    return dict(batches=batch/world*(model + work)/rate + 8*sum(sizes)/link,
+        saes=batch*(model + -(-k//world)*work/k)/rate)
+
+def message_rate(
+    ranks: Ranks, # who sends
+    n: int = 2**21, # numbers
+) -> float: # bytes a second, by the slowest rank
+    t = torch.ones(n, device=ranks.device)
+    ranks.average(t, 'measured').sum().item()
+    began = time.perf_counter()
+    ranks.average(t, 'measured').sum().item()
+    return min(ranks.gather(4*n/(time.perf_counter() - began)))
+
+def choose_share(
+    all_jobs: list[Job], # of the run
+    ranks: Ranks, # who takes part
+    lm: LM, # language model
+    p: Preset, # what to run
+    settings: Settings, # share, store
+) -> dict: # of: 'batches' or 'saes'; why, in words; processes
+    "What the processes share out in training; rank 0's word"
+    model = forward_flops(lm, p.site, p.seq_len) if settings.store == 'stream' else 0
+    rate, link = matrix_rate(torch.float32, str(ranks.device), seconds=.2), message_rate(ranks)
+    t = shared_seconds(all_jobs, ranks.world, model, rate, link)
+    cheaper = min(t, key=t.get)
+    why = (f"a step of all SAEs was estimated at {1e3*t['batches']:.3g} ms with shared batches and at "
+        f"{1e3*t['saes']:.3g} ms with shared SAEs ({rate:.2g} operations and {link:.2g} bytes a second)")
+    if settings.share != 'auto': cheaper, why = settings.share, f'as asked ({why})'
+    return ranks.gather(dict(of=cheaper, why=why, processes=ranks.world))[0]
+
+def train_by_ranks(
+    all_jobs: list[Job], # the run's
+    acts: Activations, # what to train on
+    out: Path, # the run's folder
+    settings: Settings, # device, path, how often to save
+    ranks: Ranks, # who takes part
+    share: str, # 'batches' or 'saes'
+) -> tuple[int, int, int]: # processes; SAEs trained now; how many of all their steps were sparse
+    "`train_all` on several processes"
+    names = passes_of(all_jobs, settings.device) if settings.store == 'stream' else None
+    if share == 'saes': names = None
+    found = parts_of(all_jobs, out, share == 'batches', names)
+    by = {j.name: j for j in all_jobs}
+    parts = ranks.gather([(name, [j.name for j in part]) for name, part in found])[0]
+    parts = [(name, [by[n] for n in part]) for name, part in parts]
+    if share == 'batches': done = [train_group(part, acts, out, settings, name, ranks=ranks) for name, part in parts]
+    else:
+        mine = parts[ranks.rank::ranks.world]
+        every = ranks.gather(ranks.all_or_none(lambda: [train_part(p, acts, out, settings) for p in mine]))
+        done = [tuple(d) for one in every for d in one]
+    trained, sparse = (sum(d) for d in zip(*done, (0, 0)))
+    return ranks.world, trained, sparse
+
 # %% ../nbs/43_experiment.ipynb #4c734f1e
 def judged_on(
     acts: Activations, # whose held-out part
@@ -858,8 +967,12 @@ def evaluate_all(
     out: Path, # the run's folder
     p: Preset, # the run
     settings: Settings = Settings(), # device
+    ranks: Ranks|None = None, # who shares the work: each some SAEs; None: this process alone
 ) -> list[Result]:
     "The results of a run; those that are there are used again"
+    if ranks and ranks.world > 1:
+        mine = all_jobs[ranks.rank::ranks.world]
+        ranks.all_or_none(lambda: evaluate_all(mine, acts, out, p, settings) and None)  # written down
     judged, judge, results = judged_on(acts, p.n_lm), Evaluator(acts, p.n_lm), []
     for j in all_jobs:
         r = found_result(out/'runs'/f'{j.name}.json', job_identity(j, acts), judged)
@@ -874,6 +987,43 @@ def as_preset(
     if isinstance(preset, str): return get_preset(preset)
     raise UserError(f'{preset!r} is no preset: give a name ({", ".join(PRESETS)}) or a Preset')
 
+def open_run(
+    p: Preset, # the run
+    settings: Settings, # the machine's side
+    out: Path, # the run's folder, for decisions.json
+    clock: Stages,
+    ranks: Ranks, # who takes part
+) -> tuple[LM, Settings]: # the settings with everything decided
+    def open_and_decide():
+        now, kept = kept_settings(settings, out, p.model)
+        lm = load_lm(p.model, device=now.device, dtype=now.dtype)
+        if kept and lm.info['attention'] != kept['attention']:
+            lm = load_lm(p.model, device=now.device, dtype=now.dtype, attn=kept['attention'])
+        if kept: check_memory(now, out, p, lm)
+        else: now = decide(now, out, p, lm)
+        return lm, now
+    with clock('model'): return ranks.in_turn(open_and_decide)
+
+def make_activations(
+    lm: LM, # language model
+    p: Preset, # the run
+    settings: Settings, # with everything decided
+    out: Path, # the run's folder
+    clock: Stages,
+    ranks: Ranks, # who takes part
+    share: str|None = None, # what they share out in training: a stream of shared batches is read in step
+) -> Activations:
+    store = decided_store(out)
+    with clock('activations'):
+        clock.notes['activations'] = f"{store['kind']}: {store['why']}"
+        if store['kind'] == 'stream':
+            return streamed_activations(lm, p, settings, store['bucket'], out, ranks, share == 'batches')
+        if ranks.world > 1:
+            tokens, known, _ = read_tokens(lm, p, ranks)
+            harvest_parts(lm, tokens, check_place(lm, p.site, p.seq_len), known, settings, ranks)
+        return ranks.all_or_none(lambda: activations(lm, p.corpus, site=p.site, n_train=p.n_train, n_val=p.n_val,
+            n_test=p.n_test, seq_len=p.seq_len, massive=p.massive, centre=p.centre, settings=settings))
+
 def get_activations(
     p: Preset, # the run
     settings: Settings, # the machine's side
@@ -881,48 +1031,51 @@ def get_activations(
     clock: Stages,
 ) -> tuple[Activations, Settings]: # what is trained and judged on; the settings with everything decided
     "Model, text, activations, scale: everything before training; finished harvests are used again"
-    settings, kept = kept_settings(settings, out, p.model)
-    with clock('model'):
-        lm = load_lm(p.model, device=settings.device, dtype=settings.dtype)
-        if kept and lm.info['attention'] != kept['attention']:
-            lm = load_lm(p.model, device=settings.device, dtype=settings.dtype, attn=kept['attention'])
-        if kept: check_memory(settings, out, p, lm)
-        else: settings = decide(settings, out, p, lm)
-    store = decided_store(out)
-    with clock('activations'):
-        clock.notes['activations'] = f"{store['kind']}: {store['why']}"
-        if store['kind'] == 'stream':
-            return streamed_activations(lm, p, settings, store['bucket'], out), settings
-        acts = activations(lm, p.corpus, site=p.site, n_train=p.n_train, n_val=p.n_val, n_test=p.n_test,
-            seq_len=p.seq_len, massive=p.massive, centre=p.centre, settings=settings)
-    return acts, settings
+    ranks = one_process(settings.device)
+    lm, settings = open_run(p, settings, out, clock, ranks)
+    return make_activations(lm, p, settings, out, clock, ranks), settings
 
 def run_experiment(
     preset: str|Preset = 'laptop', # a name, or a preset of one's own
     settings: Settings = Settings(), # device, number format, folder (default: reports/<preset>), …
     say: Callable = log.info, # takes a line at the end of each stage
 ) -> list[Result]: # one an SAE; also in results.json of the folder
-    "Activations → SAEs → evaluation of a whole preset; resumable, finished pieces are used again"
+    "Activations → SAEs → evaluation of a whole preset; resumable, finished pieces are used again; on all processes"
     p = as_preset(preset)
     if not isinstance(settings, Settings):
         raise UserError(f'settings={settings!r}: want a Settings, such as Settings(device="cpu")')
-    out = make_folder(settings.out or Path('reports')/p.name)
-    clock = Stages(say)
-    with threads(settings.threads), matmul_precision(settings.matmul):
-        p = replace(p, corpus=pinned(p.corpus, out))
-        acts, settings = get_activations(p, settings, out, clock)
-        all_jobs = jobs(p, acts.d_in)
-        with clock('train'):
-            many, n, sparse = train_all(all_jobs, acts, out, settings)
-            clock.notes['train'] = f'{n} SAEs trained, {len(all_jobs)-n} reused'
-            if many > 1: clock.notes['train'] += f'; {many} worker processes'
-            if n: clock.notes['train'] += f'; {sparse/(n*all_jobs[0].plan.train.n_steps):.0%} of the steps sparse'
-        with clock('evaluate'): results = evaluate_all(all_jobs, acts, out, p, settings)
-        machine = asdict(settings) | dict(out=None)
-        write_json(out/'results.json', dict(format=1, preset=asdict(p), facts=acts.facts() | dict(store=decided_store(out)),
-            results=[asdict(r) for r in results],
-            stages={k: round(v, 1) for k, v in clock.times.items()}, peak_memory_gib=round(peak_memory(), 2),
-            env=run_env(settings.device), settings=machine, tuning=None))
+    out, ranks = make_folder(settings.out or Path('reports')/p.name), ranks_of_run(settings.device)
+    settings = replace(settings, device=str(ranks.device), progress=settings.progress and ranks.rank == 0)
+    with end_together(ranks, out), threads(settings.threads), matmul_precision(settings.matmul):
+        return run_stages(p, settings, out, Stages(say if ranks.rank == 0 else log.debug), ranks)
+
+def run_stages(
+    p: Preset, # the run
+    settings: Settings, # the machine's side
+    out: Path, # the run's folder
+    clock: Stages,
+    ranks: Ranks, # who takes part
+) -> list[Result]: # one an SAE
+    "The stages of `run_experiment`, one after the other"
+    p = ranks.in_turn(lambda: replace(p, corpus=pinned(p.corpus, out)))
+    lm, settings = open_run(p, settings, out, clock, ranks)
+    all_jobs, share = jobs(p, site_dim(lm, p.site)), None
+    if ranks.world > 1: share = choose_share(all_jobs, ranks, lm, p, settings)
+    acts = make_activations(lm, p, settings, out, clock, ranks, share and share['of'])
+    with clock('train'):
+        if ranks.world == 1: many, n, sparse = train_all(all_jobs, acts, out, settings)
+        else: many, n, sparse = train_by_ranks(all_jobs, acts, out, settings, ranks, share['of'])
+        clock.notes['train'] = f'{n} SAEs trained, {len(all_jobs)-n} reused'
+        if share: clock.notes['train'] += f"; {many} processes shared {share['of']}: {share['why']}"
+        elif many > 1: clock.notes['train'] += f'; {many} worker processes'
+        if n: clock.notes['train'] += f'; {sparse/(n*all_jobs[0].plan.train.n_steps):.0%} of the steps sparse'
+    with clock('evaluate'): results = evaluate_all(all_jobs, acts, out, p, settings, ranks)
+    facts = acts.facts() | dict(store=decided_store(out)) | (dict(share=share) if share else {})
+    if ranks.rank == 0:
+        write_json(out/'results.json', dict(format=1, preset=asdict(p), facts=facts,
+            results=[asdict(r) for r in results], stages={k: round(v, 1) for k, v in clock.times.items()},
+            peak_memory_gib=round(peak_memory(), 2), env=run_env(settings.device),
+            settings=asdict(settings) | dict(out=None), tuning=None))
     return results
 
 # %% ../nbs/43_experiment.ipynb #7f135c03

@@ -321,7 +321,10 @@ class ModelSource:
         self.limits = massive_limits(rules)
 
     def __next__(self) -> tuple[dict, int]: # Site -> (n, d_in) on the model's device, left out
-        block = next(self.rows)
+        return without_massive(self.forward(next(self.rows)), self.rules)
+
+    def forward(self, block: Tokens) -> dict: # Site -> (n, d_in), the counted tokens'
+        "One pass through the model; UserError for what is not finite"
         with model_lock(self.lm): got = capture(self.lm, block.ids, self.sites)
         mask = block.mask.to(self.lm.device)
         got = {k: got[k][mask] for k in self.sites}
@@ -329,7 +332,7 @@ class ModelSource:
             if not torch.isfinite(x).all():
                 raise UserError(f'non-finite activations at {k}: the model overflows; try dtype=float32 or another '
                     'site')
-        return without_massive(got, self.rules)
+        return got
 
     def identity(self) -> dict:
         "The model, the rows and how many go through it at a time, the sites, and what is massive there"
