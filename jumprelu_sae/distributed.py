@@ -557,7 +557,7 @@ class Notes:
         ranks: Ranks, # who takes part
         folder: Path, # of the run
     ):
-        self.ranks, self.over, self.main = ranks, threading.Event(), threading.main_thread().ident
+        self.ranks, self.over = ranks, threading.Event()
         self.folder = Path(folder)/f'.ranks-{ranks.gather(uuid.uuid4().hex[:12])[0]}'
         make_folder(self.folder)
         self.thread = threading.Thread(target=self.look, daemon=True)
@@ -574,7 +574,8 @@ class Notes:
         while not self.over.wait(self.EVERY):
             who = self.failed()
             if who is None or who == self.ranks.rank: continue
-            signal.raise_signal(signal.SIGTERM)  # as a launcher would: a trainer stops with a checkpoint
+            hears = callable(signal.getsignal(signal.SIGTERM))  # a trainer stops with a checkpoint, a command ends
+            os.kill(os.getpid(), signal.SIGTERM if hears else signal.SIGINT)
             if self.over.wait(self.PATIENCE): return
             self.heard(who)
             os._exit(3)  # it waits for a message that does not come
@@ -724,7 +725,8 @@ def harvest_together(
     parts = [out.with_name(f'{out.name}-part-{r:05d}-of-{ranks.world:05d}') for r in range(ranks.world)]
     own = Tokens(tokens.ids, mine, tokens.doc, tokens.doc_ids)
     if ranks.rank: kw['progress'] = False
-    ranks.all_or_none(lambda: harvest(lm, own, site, parts[ranks.rank], **kw) if own.n_tokens else None)
+    if own.n_tokens: harvest(lm, own, site, parts[ranks.rank], **kw)  # an error: see `end_together`
+    ranks.gather(None)
     ranks.all_or_none(lambda: join_parts(parts, out, tokens) if ranks.rank == 0 else None)
     return ranks.all_or_none(lambda: ActivationStore(out))
 
