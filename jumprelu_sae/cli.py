@@ -312,6 +312,8 @@ def reproduce(
     threads:int=None, # of the processor
     workers:int=None, # processes that train SAEs (default: on a CPU one a core)
     save_every:float=None, # seconds between checkpoints (default: so seldom that they cost a fiftieth of the time)
+    store:str='auto', # training activations: disk, stream (from the model, never written), or auto: by size
+    share:str='auto', # what processes started by torchrun share in training: batches, saes, or auto: what is cheaper
     quiet:bool=False, # no progress bars
 ):
     "Text → activations → SAEs → evidence → report. Stop it at any time; the same command goes on"
@@ -322,7 +324,7 @@ def reproduce(
         changed.append('rehearsal')
     out = out or Path('reports')/'-'.join([preset, *changed])
     settings = Settings(device=device, dtype=dtype, path=path, matmul=matmul, threads=threads, workers=workers,
-        save_every=save_every, progress=not quiet, out=out)
+        save_every=save_every, store=store, share=share, progress=not quiet, out=out)
     reproduce_preset(p, settings=settings, say=print)
 
 def tune(

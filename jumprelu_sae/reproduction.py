@@ -49,6 +49,7 @@ def reproduce(
     if report:
         for package in REPORT_PACKAGES: require(package, 'report')
     clock, results = Stages(say), run_experiment(p, settings, say, latents)
+    if int(os.environ.get('RANK', 0)): return results  # of several processes the first one writes
     with clock('report'):
         complete_run(settings.out, results, figure=report)
         if report: make_report(settings.out)
