@@ -307,7 +307,7 @@ def reproduce(
     out:Path=None, # folder of the report (default: reports/<preset>)
     device:str='cpu', # cpu or cuda
     dtype:str='auto', # number format of the model: auto, float32 or bfloat16
-    path:str='auto', # training steps: dense, sparse (the same gradients), auto, or calibrate: auto, timed on this device
+    path:str='auto', # training steps: dense, sparse (the same gradients), auto, or calibrate: auto, timed here
     matmul:str='float32', # float32 products on a GPU: as they are, or tf32 (faster, 10 bits of mantissa)
     threads:int=None, # of the processor
     workers:int=None, # processes that train SAEs (default: on a CPU one a core)

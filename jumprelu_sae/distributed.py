@@ -99,7 +99,7 @@ class Ranks:
             self.broadcast(t)
         return t
 
-    def share(self, t: Tensor, source: int, what: str) -> Tensor: # in place: that rank's, bit by bit, in any number format
+    def share(self, t: Tensor, source: int, what: str) -> Tensor: # in place: that rank's, bit by bit, in any format
         if self.world > 1:
             self.bytes[what] += t.numel()*t.element_size()
             self.broadcast(t.view(torch.uint8), source)

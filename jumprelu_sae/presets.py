@@ -211,7 +211,8 @@ def check_schedules(p: Preset) -> None:
     try:
         departures_of(p)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise UserError(f'departures={p.departures!r}: want sentences with fields of a preset in braces ({e})') from None
+        want = f'want sentences with fields of a preset in braces ({e})'
+        raise UserError(f'departures={p.departures!r}: {want}') from None
     if p.n_train * p.passes < LARGE:
         return
     for arch, values in p.grid.items():

@@ -262,7 +262,8 @@ def data_departures(run: Run) -> list[dict]:
             'not mentioned',
             f"‖x‖² above {f['massive_factor']:g} training medians: left out of training, L0 and FVU, left unspliced,"
             " counted",
-            'a few tokens in 10,000 would hold a quarter of the variance' if at_main else 'a few tokens would weigh too much',
+            'a few tokens in 10,000 would hold a quarter of the variance' if at_main
+            else 'a few tokens would weigh too much',
         )
     )
     return rows
