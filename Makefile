@@ -32,7 +32,8 @@ DEV := $(VENV)/.dev-$(PINS_KEY)
 # The site needs neither torch nor the library: it has an environment of its own, of the extra `docs`
 DOCS_VENV := .venv-docs
 DOCS_WANTS := $(foreach w,$(shell sed -n 's/^docs_requirements = //p' settings.ini),'$(w)')
-DOCS := $(DOCS_VENV)/.made-$(HOME_KEY)-$(PINS_KEY)
+DOCS_KEY := $(call hash,sed -n '/^docs_requirements/p' settings.ini; cat constraints.txt)
+DOCS := $(DOCS_VENV)/.made-$(HOME_KEY)-$(DOCS_KEY)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) -c constraints.txt
 
 .PHONY: help reproduce test test-lab lab docs venv venv-run export readme clean distclean

@@ -2,16 +2,19 @@
 
     python benchmarks/gpu.py                          # every piece that is missing, one after the other
     python benchmarks/gpu.py check step-9b            # only these
+    python benchmarks/gpu.py peers-9b --saelens ENV/bin/python   # with the interpreter of another environment
     python benchmarks/gpu.py --list                   # what there is, and what is done
     python benchmarks/gpu.py preset --preset scope-270m-sotu     # another preset, such as the one without a network
     python benchmarks/gpu.py --cpu-tiny --out FOLDER  # a rehearsal: every piece at toy size on the CPU
 
 A piece takes less than ten minutes and writes results/gpu/<piece>.json with device, versions and a key. It is skipped
 when its file is there with the same key (piece, sizes, device, torch), so the same command goes on after a stop. The
-preset's piece is stopped after --minutes, with a checkpoint, and goes on at the next call until it is done. Peers at
-these sizes: `python benchmarks/train_step.py --device cuda --part step`. Departures: the steps run on noise, the harvests on
-models of true size with random weights; both are for speed and memory only."""
-import argparse, os, signal, statistics, subprocess, sys, tempfile, time
+preset's piece is stopped after --minutes, with a checkpoint, and goes on at the next call until it is done. The pieces
+peers-2b and peers-9b put SAELens 6.54.12 beside our JumpReLU step, one process after the other, each alone on the card;
+they are skipped with a line where SAELens cannot be imported. It may live in an environment of its own, whose
+interpreter --saelens names. Departures: the steps run on noise, the harvests on models of true size with random
+weights; both are for speed and memory only."""
+import argparse, json, os, signal, statistics, subprocess, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +28,8 @@ from jumprelu_sae.core import (Scaler, Settings, TensorStream, UserError, device
 
 SIZES = {'step-2b': (2304, 65_536, 4096), 'step-9b': (3584, 131_072, 4096)}
 TINY_SIZES = {'step-2b': (16, 64, 32), 'step-9b': (24, 96, 32)}
+PEERS = {'peers-2b': 'step-2b', 'peers-9b': 'step-9b'}  # piece -> whose sizes
+SAELENS = '6.54.12'
 HARVESTS = {'harvest-2b': 'gemma-2-2b', 'harvest-9b': 'gemma-2-9b'}
 L0 = 50
 
@@ -130,6 +135,56 @@ def steps(a, piece: str) -> dict:
     share = calibrate(make_sae(SAEConfig('relu', *size[:2])).to(a.device), size[2], seconds=min(3., a.seconds))
     return dict(rows=rows, foretold_peak_gib=foretold, sparse_pays_below=share)
 
+def saelens(a) -> tuple[str, str] | str: # interpreter and version; a sentence that says why there is none
+    "An interpreter that can import SAELens: the one that was given, or this one"
+    python = a.saelens or sys.executable
+    try: r = subprocess.run([python, '-c', 'import sae_lens; print(sae_lens.__version__)'], capture_output=True, text=True)
+    except OSError as e: return f'{python} does not run ({e.strerror}): give --saelens the interpreter of an environment'
+    if r.returncode:
+        return f'no SAELens for {python}: give --saelens the interpreter of an environment with sae-lens=={SAELENS}'
+    return python, r.stdout.split()[-1]
+
+def worker_row(a, who: str, python: str, size: tuple) -> dict:
+    "One contender of benchmarks/worker.py: two unmeasured steps, then what fits the time"
+    d_in, d_sae, batch = size
+    args = dict(who=who, d_in=d_in, d_sae=d_sae, batch=batch, l0=min(L0, d_sae//8), device=a.device,
+        threads=torch.get_num_threads())
+    words = [w for k, v in args.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]))
+    with tempfile.TemporaryFile('w+') as err, subprocess.Popen([python, str(HERE/'worker.py'), *words], env=env, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err) as p:
+        def said():
+            line = p.stdout.readline()
+            if line: return json.loads(line)
+            p.wait()
+            err.seek(0)
+            raise RuntimeError((err.read().strip().splitlines() or [f'status {p.returncode}'])[-1][:200])
+        def step():
+            print('go', file=p.stdin, flush=True)
+            return said()
+        try:
+            facts, rows = said(), [step(), step()]
+            times, end = [step()['seconds']], time.perf_counter() + a.seconds
+            while time.perf_counter() < end: times.append(step()['seconds'])
+            peak = step()['peak']
+        except (RuntimeError, OSError) as e:
+            p.kill()
+            return args | dict(failed=str(e))
+        p.stdin.close()
+    ms = 1e3*statistics.median(times)
+    return args | dict(l0=facts['l0'], window=facts['window'], ms=ms, steps=len(times), tokens_per_s=1e3*batch/ms, peak_gib=peak)
+
+def peers(a, piece: str) -> dict:
+    "SAELens' JumpReLU step beside ours on the same weights, threshold and bandwidth; a sentence where there is none"
+    found = saelens(a)
+    if isinstance(found, str): return dict(skipped=found)
+    python, version = found
+    size, rows = (TINY_SIZES if a.cpu_tiny else SIZES)[PEERS[piece]], []
+    for who in ('encoder product', 'ours, sparse', 'ours, dense', 'SAELens'):
+        rows.append(worker_row(a, who, python if who == 'SAELens' else sys.executable, size))
+        print({k: round(v, 2) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+    return dict(rows=rows, saelens=version)
+
 def harvest(a, piece: str) -> dict:
     "The forward pass of a model of true size with random weights, up to the site and to the end"
     from jumprelu_sae.presets import PRESETS
@@ -169,18 +224,20 @@ def preset(a) -> dict:
             code = p.wait()
     if code in (130, -signal.SIGTERM, -signal.SIGKILL): return dict(done=False)
     if code: raise SystemExit(f'the preset {a.preset} failed (status {code}); its own words are above')
+    from jumprelu_sae.presets import departures_of
     d = read_json(out/'results.json')
-    return dict(done=True, preset=a.preset, stages=d['stages'], settings=d['settings'], departures=d['preset']['departures'],
-        rows=[dict(name=r['name']) | {k: r['metrics'][k] for k in ('l0', 'fvu', 'delta_lm_loss', 'dead')} for r in d['results']])
+    return dict(done=True, preset=a.preset, stages=d['stages'], settings=d['settings'], 
+        departures=departures_of(d['preset']), rows=[dict(name=r['name']) | {k: r['metrics'][k] for k in ('l0', 'fvu', 'delta_lm_loss', 'dead')} for r in d['results']])
 
 
 PIECES = dict(check=lambda a: check(a), **{k: (lambda a, k=k: steps(a, k)) for k in SIZES},
-    **{k: (lambda a, k=k: harvest(a, k)) for k in HARVESTS}, preset=preset)
+    **{k: (lambda a, k=k: peers(a, k)) for k in PEERS}, **{k: (lambda a, k=k: harvest(a, k)) for k in HARVESTS},
+    preset=preset)
 
 def key_of(a, piece: str) -> str:
     "What a piece's numbers depend on"
     what = [piece, a.cpu_tiny, device_name(a.device), versions()['torch'], a.preset if piece == 'preset' else None]
-    return fingerprint([*what, SIZES.get(piece)])
+    return fingerprint([*what, SIZES.get(PEERS.get(piece, piece))])
 
 def state(a, piece: str) -> str:
     f = a.out/f'{piece}.json'
@@ -199,6 +256,7 @@ def main() -> int:
     parser.add_argument('--seconds', type=float, default=5., help='of measuring a step')
     parser.add_argument('--out', type=Path, default=HERE.parent/'results'/'gpu')
     parser.add_argument('--cpu-tiny', action='store_true', help='a rehearsal on the CPU')
+    parser.add_argument('--saelens', metavar='PYTHON', help='interpreter that can import sae_lens (default: this one)')
     parser.add_argument('--list', action='store_true', help='only say what is done')
     a = parser.parse_args()
     unknown = [p for p in a.pieces if p not in PIECES]
@@ -218,6 +276,9 @@ def main() -> int:
         print(f'{piece}: running', flush=True)
         began = time.perf_counter()
         found = PIECES[piece](a)
+        if 'skipped' in found:
+            print(f"{piece}: skipped: {found['skipped']}", flush=True)
+            continue
         d = dict(piece=piece, key=key_of(a, piece), env=run_env(a.device), seconds=round(time.perf_counter() - began, 1))
         write_json(a.out/f'{piece}.json', d | found)
         print(f'{piece}: {state(a, piece)} in {d["seconds"]} s', flush=True)

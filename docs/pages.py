@@ -32,14 +32,15 @@ PARTS = {  # first digit of a notebook's number -> heading in the contents
     '4': 'A whole run',
     '5': 'The result',
 }
-FOLDERS = {'tutorials': 'Tutorials', 'explore': 'Sliders, to play with in JupyterLab'}
+FIRST = 'Before you begin'  # notebooks without a number, such as the glossary
+FOLDERS = {'tutorials': 'Tutorials', 'explore': 'Sliders, to play with in JupyterLab'}  # others: their own name
 
 # -- notebooks ---------------------------------------------------------------------------------------------------------
 HIDDEN = re.compile(r'^\s*#\s*\|\s*(hide|default_exp)\b', re.M)
 ECHO_FALSE = re.compile(r'^\s*#\s*\|\s*echo:\s*false', re.M)
 DIRECTIVE = re.compile(r'^\s*#\s*\|.*\n?', re.M)
 QUESTION = re.compile(r'''(?:title=|title\(|suptitle\(|heading=)\s*(['"])([^'"{}\n]+\?)\1''')
-NOTEBOOK = re.compile(r'(?<![\[\w/`])`(?:nbs/)?(\d\d_\w+)(?:\.ipynb)?`(?![\]`])')
+NOTEBOOK = re.compile(r'(?<![\[\w/`])`(?:nbs/)?(\d\d_\w+|glossary)(?:\.ipynb)?`(?![\]`])')
 FENCE = re.compile(r'^(```|~~~).*?^\1[^\n]*$', re.M | re.S)
 LINK = re.compile(r'(\]\()([^)\s#]*\.ipynb)(#[^)\s]*)?\)')
 PLAIN = {'image/png', 'image/svg+xml', 'text/html', 'text/markdown', 'text/plain', 'text/latex'}
@@ -253,7 +254,8 @@ def contents(books):
     out += ['committed; to run them, `make lab` opens the same notebooks in JupyterLab.', '']
     groups = {}
     for path, said in books.items():
-        head = FOLDERS.get(path.split('/')[0]) if '/' in path else PARTS.get(path[0], 'More')
+        folder = path.split('/')[0]
+        head = FOLDERS.get(folder, folder.capitalize()) if '/' in path else PARTS.get(path[0], FIRST)
         groups.setdefault(head, []).append((path, *said))
     for head, rows in groups.items():
         out += [f'## {head}', '', '| notebook | its question |', '| --- | --- |']
@@ -296,17 +298,28 @@ def linked_files(text, here, root):
             yield path
 
 
+def notebooks(folder):
+    "Every notebook that becomes a page, in the book's order; the index is the site's own contents"
+    there = [p for p in folder.rglob('[!_.]*.ipynb') if '.ipynb_checkpoints' not in p.parts and p != folder / 'index.ipynb']
+    last = [*FOLDERS, *sorted({p.parent.name for p in there} - {folder.name, *FOLDERS})]
+
+    def place(p):
+        inside = p.parent != folder
+        return inside, last.index(p.parent.name) if inside else p.stem[:2].isdigit(), p.name
+
+    return sorted(there, key=place)
+
+
 def assemble(src, root=ROOT):
     "Write the pages of the site into the folder `src`, and the modules for the reference beside it"
     root = Path(root).resolve()
-    paths = sorted((root / 'nbs').glob('[0-9][0-9]_*.ipynb'))
-    for folder in FOLDERS:
-        paths += sorted((root / 'nbs' / folder).glob('*.ipynb'))
+    paths = notebooks(root / 'nbs')
     names, books, by_module, made = {p.stem for p in paths}, {}, {}, set()
     for p in paths:
         nb, where = json.loads(p.read_text(encoding='utf-8')), p.relative_to(root / 'nbs')
         books[where.as_posix()] = first_lines(nb)
-        by_module[p.stem[3:]] = p.stem
+        if p.stem[:2].isdigit():
+            by_module[p.stem[3:]] = p.stem
         out = page(nb, names, '' if p.parent.name == 'nbs' else '../')
         write(src / 'nbs' / where, json.dumps(out, ensure_ascii=False, indent=1))
         made.add(src / 'nbs' / where)

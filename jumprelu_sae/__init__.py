@@ -16,7 +16,7 @@ import sys
 import types
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from .activations import Activations as Activations, activations as activations

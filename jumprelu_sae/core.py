@@ -451,11 +451,14 @@ class Settings:
     save_every: float | None = None  # seconds between checkpoints; None: seldom: 2 % of the time at most
     progress: bool = True  # bars on a terminal, a line a minute elsewhere
     in_memory: bool | None = None  # training activations in memory or read from disk; None: by the memory that is free
+    store: str = 'auto'  # a run's training activations: 'disk', 'stream' (never written), or 'auto': by their size
+    share: str = 'auto'  # what several processes share out: 'batches' of all SAEs, 'saes', or 'auto': what is cheaper
     out: Path | None = None  # folder of what is written; None: the caller's default
 
     def __post_init__(self):
         check_device(self.device)
-        known_of = dict(dtype=('auto', 'float32', 'bfloat16'), path=PATHS, matmul=('float32', 'tf32'))
+        known_of = dict(dtype=('auto', 'float32', 'bfloat16'), path=PATHS, matmul=('float32', 'tf32'),
+            store=('auto', 'disk', 'stream'), share=('auto', 'batches', 'saes'))
         for name, known in known_of.items():
             if name == 'path' and calibrated_share(self.path) is not None:
                 continue
@@ -467,6 +470,8 @@ class Settings:
             raise UserError(f'workers={self.workers!r}: want a whole number, at least 1')
         if self.workers not in (None, 1) and self.device != 'cpu':
             raise UserError(f"workers={self.workers}: SAEs share a CPU, not device {self.device!r}: leave workers out")
+        if self.store == 'stream' and self.workers not in (None, 1):
+            raise UserError(f'workers={self.workers}: SAEs on a stream share one process and its model: leave it out')
         if self.save_every is not None and not (is_number(self.save_every) and self.save_every > 0):
             raise UserError(f'save_every={self.save_every!r}: want seconds above 0, or None')
         if not isinstance(self.progress, bool):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TableRows', 'check_counts', 'permutation', 'Bucket', 'Filler', 'source_identity', 'Ahead', 'Supply', 'Buckets',
            'model_lock', 'ModelSource', 'without_massive', 'massive_limits', 'free_memory', 'in_words', 'Memory',
-           'fits', 'bucket_bytes', 'pass_bytes', 'memory', 'deliver', 'LMStream', 'fit_stream', 'StoreSource',
-           'StoreStream', 'scatter']
+           'fits', 'bucket_bytes', 'pass_bytes', 'memory', 'deliver', 'LMStream', 'sample_stream', 'fit_stream',
+           'StoreSource', 'StoreStream', 'scatter']
 
 # %% ../nbs/14_stream.ipynb #06579bc7
 import atexit, os, threading
@@ -321,7 +321,10 @@ class ModelSource:
         self.limits = massive_limits(rules)
 
     def __next__(self) -> tuple[dict, int]: # Site -> (n, d_in) on the model's device, left out
-        block = next(self.rows)
+        return without_massive(self.forward(next(self.rows)), self.rules)
+
+    def forward(self, block: Tokens) -> dict: # Site -> (n, d_in), the counted tokens'
+        "One pass through the model; UserError for what is not finite"
         with model_lock(self.lm): got = capture(self.lm, block.ids, self.sites)
         mask = block.mask.to(self.lm.device)
         got = {k: got[k][mask] for k in self.sites}
@@ -329,7 +332,7 @@ class ModelSource:
             if not torch.isfinite(x).all():
                 raise UserError(f'non-finite activations at {k}: the model overflows; try dtype=float32 or another '
                     'site')
-        return without_massive(got, self.rules)
+        return got
 
     def identity(self) -> dict:
         "The model, the rows and how many go through it at a time, the sites, and what is massive there"
@@ -477,6 +480,7 @@ class LMStream(Buckets):
         prefetch: bool = False,  # fill the next bucket while this one is dealt
         store_device: str|None = None, # where buckets live; None: the CPU
         facts: dict|None = None, # where the rows' text comes from, for the identity of rows that do not say it
+        source: Callable = ModelSource, # what makes the activations: called as `ModelSource` is
     ):
         self.sites, self.many = _sites(lm, site), isinstance(site, (list, tuple))
         self.scalers, rules = _per_site(scaler, self.sites, self.many), _per_site(rule, self.sites, self.many)
@@ -484,8 +488,8 @@ class LMStream(Buckets):
         self.memory = memory(lm, self.sites, bucket, block, seq_len, prefetch, store_device)
         side = torch.cuda.Stream(lm.device) if prefetch and lm.device.type == 'cuda' else None
         known = dict(scaler=_scales(self.scalers)) | (dict(data=facts) if facts else {})
-        source = ModelSource(lm, rows, self.sites, rules)
-        super().__init__(source, batch, bucket, seed, prefetch, store_device or 'cpu', False, known, side)
+        made = source(lm, rows, self.sites, rules)
+        super().__init__(made, batch, bucket, seed, prefetch, store_device or 'cpu', False, known, side)
         d = {o: site_dim(lm, o) for o in self.sites}
         self.d_in = d if self.many else d[self.sites[0]]
 
@@ -497,13 +501,11 @@ class LMStream(Buckets):
         return (self.now.end if self.now else self.mark)['left_out']
 
 # %% ../nbs/14_stream.ipynb #e4f9512e
-def fit_stream(
+def sample_stream(
     stream,               # an `LMStream` or a `StoreStream`
     n: int = 2**17,       # raw activations to read
-    factor: float|None = 20.,  # of the rule for massive tokens; None: no rule
-    centre: bool = True,  # subtract the mean? (see `prepare`)
-) -> tuple:               # Scaler and MassiveRule; with several sites a dict of each
-    "Fit on the next `n` raw activations, without moving the stream; UserError if it holds fewer"
+) -> dict:                # name -> (n, d_in), massive ones too
+    "The next `n` raw activations, in the order of the text; the stream does not move. UserError if it holds fewer"
     if not (is_whole(n) and n >= 1): raise UserError(f'n={n!r}: want a whole number of activations, at least 1')
     place, source, got, have = stream.place(), stream.source, [], 0
     stream.go_to(place)
@@ -518,7 +520,16 @@ def fit_stream(
     finally:
         source.rules = rules
         stream.go_to(place)
-    fits = {k: prepare(torch.cat([o[k] for o in got]), factor, centre) for k in got[0]}
+    return {k: torch.cat([o[k] for o in got]) for k in got[0]}
+
+def fit_stream(
+    stream,               # an `LMStream` or a `StoreStream`
+    n: int = 2**17,       # raw activations to read
+    factor: float|None = 20.,  # of the rule for massive tokens; None: no rule
+    centre: bool = True,  # subtract the mean? (see `prepare`)
+) -> tuple:               # Scaler and MassiveRule; with several sites a dict of each
+    "Fit on the next `n` raw activations, without moving the stream; UserError if it holds fewer"
+    fits = {k: prepare(x, factor, centre) for k, x in sample_stream(stream, n).items()}
     if not stream.many: return next(iter(fits.values()))
     return {k: v[0] for k, v in fits.items()}, {k: v[1] for k, v in fits.items()}
 

@@ -207,13 +207,14 @@ def winners(
     return out
 
 # %% ../nbs/44_tuning.ipynb #fd323ad1
-def repo_root() -> Path: # the folder above the package
-    "The checkout that this package runs from (or the folder it is installed in)"
-    return Path(__file__).resolve().parent.parent
+def repo_root() -> Path: # holds results/
+    "Where the committed results are: in the checkout that this package runs from, or in the installed package itself"
+    package = Path(__file__).resolve().parent
+    return package if (package/'results').is_dir() else package.parent
 
 def tuning_file(
     name: str, # of a preset
-) -> Path|None: # results/tuning/<preset>.json of the checkout, if this package runs from one and it is there
+) -> Path|None: # the committed results/tuning/<preset>.json, if it is there
     "Where the tuning runs of a preset are written down"
     f = repo_root()/'results'/'tuning'/f"{name.removesuffix('-full')}.json"
     return f if f.exists() else None

@@ -1,11 +1,11 @@
 "Bad input at the command line: one clear line that says what to do, no traceback, exit code 2."
 import errno, json, os, subprocess, sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 import pytest, torch
-from jumprelu_sae import cli, experiment, lm, reproduction
+from jumprelu_sae import cli, core, experiment, lm, reproduction
 from jumprelu_sae.cli import main
-from jumprelu_sae.core import Result, UserError
+from jumprelu_sae.core import Result, Settings, UserError
 from jumprelu_sae.presets import PRESETS
 from jumprelu_sae.train import Trainer
 
@@ -214,3 +214,55 @@ def test_inspect_reads_no_tensor_and_knows_damaged_folders(capsys, monkeypatch):
 def test_help_names_the_choices(capsys):
     assert main(['train', '--help']) == 0
     assert '{relu,gated,topk,batchtopk,jumprelu}' in capsys.readouterr().out.replace('\n', '')
+
+def test_completion_is_sourced_for_real(tmp_path):
+    "Written to a file and sourced, as the help says; then bash itself names the function, and the words behind Tab"
+    file = tmp_path/'completion'
+    file.write_text(cli.completion_script('bash'), encoding='utf-8')
+    tab = ('set -eu; source "$1"; complete -p jumprelu-sae; COMP_WORDS=(jumprelu-sae reproduce --preset la); COMP_CWORD=3\n'
+        '_jumprelu_sae; printf "%s\\n" "${COMPREPLY[@]}"')
+    r = subprocess.run(['bash', '--norc', '--noprofile', '-c', tab, 'bash', file], capture_output=True, text=True)
+    assert (r.returncode, r.stderr) == (0, '')
+    first, *words = r.stdout.splitlines()
+    assert first.endswith('-F _jumprelu_sae jumprelu-sae')
+    assert words == ['laptop', 'laptop-full']
+
+@pytest.mark.parametrize('argv', [['-V'], ['--version']])
+def test_version(capsys, argv):
+    from jumprelu_sae import __version__
+    assert main(argv) == 0
+    assert capsys.readouterr().out == f'jumprelu_sae {__version__}\n'
+
+def test_the_nearest_word_is_named(capsys):
+    for argv, near in ((['reprodce'], 'reproduce'), (['--versoin'], '--version'), (['train', 'topk', '--tokns', '1'], '--tokens')):
+        assert f'did you mean {near}?' in refused(capsys, *argv)
+def another(action, field):
+    "Words for an option such that its field is not what it is by default"
+    words = cli.choices('reproduce').get(action.dest) or ['meta'] if action.type in (None, str) else []
+    if action.nargs == 0: return []
+    return [words[-1]] if words else [dict(out='there').get(field.name, '2')]
+
+@pytest.mark.parametrize('field', fields(Settings), ids=lambda f: f.name)
+def test_every_setting_is_an_option_or_has_a_reason(field, monkeypatch):
+    "A field that is added to Settings is red here until `reproduce` has an option for it that arrives"
+    option = dict(progress='--quiet').get(field.name, '--' + field.name.replace('_', '-'))
+    action = cli.parser('reproduce')._option_string_actions.get(option)
+    if field.name in cli.NOT_OPTIONS:
+        assert action is None and len(cli.NOT_OPTIONS[field.name]) > 20
+        return
+    assert action is not None, f'reproduce has no {option}: add it, or say in NOT_OPTIONS why not'
+    given = []
+    monkeypatch.setattr(cli, 'reproduce_preset', lambda p, settings, say: given.append(settings))
+    for argv in ([], [option, *another(action, field)]): assert main(['reproduce', '--preset', 'tiny', *argv]) == 0
+    plain, changed = (getattr(s, field.name) for s in given)
+    assert plain != changed, option
+
+def test_words_are_those_that_settings_takes():
+    "Every word that help and the Tab key offer is taken, and none is missing"
+    assert not set(cli.NOT_OPTIONS) - {f.name for f in fields(Settings)}
+    assert cli.setting_words('path') == list(core.PATHS) and cli.setting_words('device') == []
+    for name in ('dtype', 'path', 'matmul'):
+        words = cli.choices('reproduce')[name]
+        assert len(words) > 1 and words == cli.option_words('reproduce')[1][f'--{name}']
+        for w in words: Settings(**{name: w})
+    assert not {'path', 'matmul'} & set(cli.option_words('evaluate')[1])

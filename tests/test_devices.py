@@ -3,7 +3,7 @@
 `Card` is a dispatch mode in which the device `meta` stands for a card. Its tensors have values, so that data-dependent
 paths (supports, selections, dead latents) run, backwards too; an operation that mixes them with the CPU's raises, as
 CUDA does. (torch's own fake CUDA tensors have no backward pass in a build without CUDA, and no values.)"""
-import importlib, inspect, json, os, subprocess, sys, types
+import importlib.util, inspect, json, os, subprocess, sys, types
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +13,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from jumprelu_sae.core import Scaler, TensorStream
-from jumprelu_sae.evaluate import evaluate_activations
+from jumprelu_sae.distributed import DistTrainer, Ranks, SplitStream, train_together
+from jumprelu_sae.evaluate import LMEval, ablation, evaluate_activations
 from jumprelu_sae.harvest import prepare
+from jumprelu_sae.lm import load_lm
 from jumprelu_sae.presets import PRESETS
 from jumprelu_sae.probe import LiveBytes, step_bytes
 from jumprelu_sae.sae import ARCHITECTURES, SAEConfig, load_sae, make_sae, own_settings
 from jumprelu_sae.sparse import has_sparse_step, sparse_loss
-from jumprelu_sae.stream import Buckets
+from jumprelu_sae.stream import Buckets, LMStream, TableRows, fit_stream
+from jumprelu_sae.text import load_corpus, pack
 from jumprelu_sae.train import TrainConfig, Trainer, adam_state, make_adam, train_saes, train_step
 
 aten, CARD = torch.ops.aten, torch.device('meta')
 TRANSFERS = {aten.copy_, aten._to_copy}         # these may see both sides
 CPU_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten.index_copy}
-NOT_EVEN_SCALARS = {aten._fused_adam_, aten.index_select, aten.embedding_bag, aten._embedding_bag}
+NOT_EVEN_SCALARS = {aten._fused_adam_, aten.index_select, aten.embedding_bag, aten._embedding_bag, aten.stack, aten.cat}
 REDUCES = {aten.sum, aten.mean, aten.index_add, aten.index_add_, aten.linalg_vector_norm, aten.norm, aten.cumsum}
 WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal}
 
@@ -43,6 +46,7 @@ class OnCard(torch.Tensor):
     def tolist(self):
         counts['waits'] += 1
         return self.detach().held.tolist()
+    def new_tensor(self, values, dtype=None): return torch.tensor(values, dtype=dtype or self.dtype).to(CARD)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None): return run(func, args, kwargs or {})
@@ -99,7 +103,18 @@ class Card(TorchDispatchMode):
     def __enter__(self):
         counts.clear()
         strict['half_sums'] = not self.half_sums
+        self.tensor = torch.tensor
+        torch.tensor = self.made
         return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.tensor = self.tensor
+        return super().__exit__(*error)
+
+    def made(self, values, *args, device=None, **kwargs):
+        "`torch.tensor` makes its tensor where no mode sees it; on `meta` the values would be gone"
+        t = self.tensor(values, *args, **kwargs)
+        return t if device is None else t.to(device)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None): return run(func, args, kwargs or {})
 
@@ -290,6 +305,102 @@ def test_stream(made, kept):
             assert isinstance(b, OnCard) == (kept == CARD) and torch.equal(back(b), a)
 
 
+def text(lm, n=600): return pack(load_corpus('generated', n_docs=60), lm.tokenizer, 32, n)
+
+def lm_on(device, dtype='float32'):
+    "A tiny Gemma 2, soft-caps and windows included"
+    lm = load_lm('tiny-gemma2', dtype=dtype)
+    lm.model.to(device)
+    return lm
+
+def spliced(device, where, dtype='float32'):
+    "The model's loss with an SAE in it, each on its own device, massive tokens left alone"
+    lm = lm_on(device, dtype)
+    s = make_sae(SAEConfig('jumprelu', 32, 64, theta_init=.02, bandwidth=.1), 1)
+    s = s.to(where).finish(Scaler(torch.linspace(-.1, .1, 32), 3.))
+    tokens = text(lm)
+    here = LMEval(lm, tokens, 'resid.2', 400)
+    rule = prepare(here.half.hidden[here.tokens.mask], 1.3)[1]
+    m, arrays = here.delta(s, rule, with_massive=True, full=True, mean=torch.full((32,), .1))
+    return m | dict(ablated=here.mean_of(ablation(here, torch.zeros(32)))), arrays
+
+def dealt(device, kept, dtype='float32', sites=('resid.1', 'mlp.2')):
+    "Batches of several sites straight from a model, stopped and gone on with; scales fitted where the model is"
+    lm = lm_on(device, dtype)
+    tokens = text(lm)
+    def stream(**kw): return LMStream(lm, TableRows(tokens, 4), list(sites), 64, 256, 0, store_device=kept, **kw)
+    scalers, rules = fit_stream(stream(), 400, 1.5)
+    s, out = stream(scaler=scalers, rule=rules), []
+    for i in range(9):
+        if i == 5:
+            state = s.state_dict()
+            s = stream(scaler=scalers, rule=rules)
+            s.load_state_dict(state)
+        out += list(next(s).values())
+    return out, s.left_out
+
+class Twins(Ranks):
+    "The first of two processes, of which the other has the very same examples; a card's messages are a card's tensors"
+    def __init__(self, device): self.rank, self.world, self.device, self.bytes = 0, 2, torch.device(device), Counter()
+    def sent(self, t):
+        if isinstance(t, OnCard) != (self.device == CARD): raise Mixed(f'a message of {tuple(t.shape)} not on {self.device}')
+        return t
+    def all_reduce(self, t, op): self.sent(t).mul_(2) if op == 'sum' else self.sent(t)
+    def broadcast(self, t): self.sent(t)
+    def gather(self, obj): return [obj, obj]
+    def close(self): pass
+
+TOGETHER = ('topk', 'batchtopk', 'jumprelu', 'started', 'begun', 'gated')
+
+def together(device, path, folder=None, halt=None):
+    "A DistTrainer to its end, or to the checkpoint at step `halt`"
+    ranks = Twins(device)
+    saes = {n: make(n) for n in TOGETHER}
+    if path == 'sparse': saes = {n: s for n, s in saes.items() if has_sparse_step(s)}
+    stream = SplitStream(TensorStream(data(), 64, scaler=Scaler.fit(data())), ranks)
+    tr = DistTrainer(saes, stream, CFG, ranks, path=path)
+    def after(t): t.stop = t.step == halt
+    try: train_together(tr, folder, 1e9, progress=False, after_step=after)
+    except KeyboardInterrupt: assert halt
+    assert {'gradients', 'terms', 'flags', 'start'} < set(ranks.bytes)
+    return tr
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('where', [CARD, 'cpu'])
+def test_language_model_loss_with_the_sae_in_place(where, dtype):
+    "Model on the card, SAE there or beside it"
+    want = spliced('cpu', 'cpu', dtype)
+    assert want[0]['lm_massive'] > 0 and want[0]['delta_lm_loss'] != 0 and want[0]['lm_predictions'] >= 400
+    with Card(): got = spliced(CARD, where, dtype)
+    for a, b in zip(want, got):
+        assert a.keys() == b.keys()
+        for k in a:
+            assert (a[k] is None) == (b[k] is None), k
+            if a[k] is not None: near(torch.as_tensor(a[k]), torch.as_tensor(b[k]), 1e-4)
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('kept', ['cpu', CARD])
+def test_batches_from_a_model(kept, dtype):
+    want, left = dealt('cpu', 'cpu', dtype)
+    assert left > 0
+    with Card(): got, n = dealt(CARD, str(kept), dtype)
+    assert n == left and all(isinstance(b, OnCard) == (kept == CARD) for b in got)
+    for a, b in zip(want, got): near(a, b, 1e-4)
+
+@pytest.mark.parametrize('path', ['auto', 'sparse'])
+def test_joint_steps(path, tmp_path):
+    "Steps of several processes on cards: every message is on the card, and the numbers are the CPU's, resumed too"
+    want = together('cpu', path)
+    with Card():
+        got = together(CARD, path)
+        if path == 'auto':
+            together(CARD, path, tmp_path, 5)
+            again = together(CARD, path, tmp_path)
+            for k, v in got.tensors().items(): assert torch.equal(back(v), back(again.tensors()[k])), k
+    for k, v in want.tensors().items(): near(got.tensors()[k], v)
+    assert want.paths.log == got.paths.log or path == 'auto'
+
+
 def test_waits_do_not_grow_with_the_width():
     "The card is waited for a few times a step, and not once a block of latents"
     waits = {}
@@ -342,6 +453,9 @@ def test_memory_of_the_largest():
 def judged_there(tmp): return judged(CARD, where=CARD)
 def judged_here(tmp): return judged(CARD)
 def sparse_steps(tmp): return steps('topk', CARD, 'sparse')
+def lm_loss(tmp): return spliced(CARD, CARD)
+def from_a_model(tmp): return dealt(CARD, str(CARD))
+def joint_sparse(tmp): return together(CARD, 'sparse')
 
 MUTANTS = dict(  # name -> module, what is replaced, old text, new text, and what must go red
     step_counter_left_behind=('train', 'adam_state', 'device=p.device, ', '', lambda tmp: resumed(CARD, tmp)),
@@ -350,6 +464,11 @@ MUTANTS = dict(  # name -> module, what is replaced, old text, new text, and wha
     mean_in_bf16=('core', 'Scaler.fit', 'x.mean(0, dtype=torch.float64)', 'x.mean(0)', judged_there),
     norms_in_bf16=('harvest', 'MassiveRule.__call__', 'x.float().square()', 'x.square()', judged_there),
     missing_to=('evaluate', 'token_sums', 'x.to(_device(sae)).float()', 'x.float()', judged_here),
+    spliced_mask_left_behind=('evaluate', 'splice_fn', 'mask.to(v.device)', 'mask', lm_loss),
+    bucket_left_behind=('stream', 'Filler.room', ', device=self.device', '', from_a_model),
+    terms_left_behind=('distributed', 'joint_terms', '.to(fired.device)', '', joint_sparse),
+    flags_left_behind=('distributed', 'DistTrainer.batch', 'torch.tensor(mine, device=r.device)', 'torch.tensor(mine)',
+        joint_sparse),
     mean_not_moved=('core', 'Scaler.__call__', 'self.mean.to(x.device)', 'self.mean', judged_there))
 
 @pytest.mark.parametrize('mutant', [None, *MUTANTS])
@@ -389,6 +508,25 @@ def test_script_without_a_card(tmp_path):
     assert r.returncode == 2 and 'no such piece nonsense' in r.stderr
     assert 'wants --out' in script('--cpu-tiny').stderr
 
+def test_script_without_saelens(tmp_path):
+    "A line that says what to do, and no file; whoever cannot run, and whoever dies, is a line too"
+    args = ('--cpu-tiny', '--out', tmp_path/'out', 'peers-9b', '--saelens')
+    for python, says in ((sys.executable, 'with sae-lens==6.54.12'), (tmp_path/'none', 'does not run')):
+        if python == sys.executable and importlib.util.find_spec('sae_lens'): continue
+        r = script(*args, python)
+        assert r.returncode == 0 and says in r.stdout and 'peers-9b: skipped: ' in r.stdout, r.stderr
+    assert not list((tmp_path/'out').glob('*.json'))
+
+def test_script_beside_saelens(tmp_path):
+    "Contenders of its own processes, here with an interpreter whose SAELens has a version and nothing else"
+    (tmp_path/'sae_lens.py').write_text("__version__ = '0'")
+    r = script('--cpu-tiny', '--out', tmp_path/'out', 'peers-9b', PYTHONPATH=f'{tmp_path}:{SCRIPT.parent.parent}')
+    assert r.returncode == 0, r.stderr
+    *ours, theirs = json.loads((tmp_path/'out'/'peers-9b.json').read_text())['rows']
+    assert [o['who'] for o in ours] == ['encoder product', 'ours, sparse', 'ours, dense']
+    assert all(o['ms'] > 0 and o['steps'] and abs(o['l0'] - 12) < 1 for o in ours)
+    assert theirs['who'] == 'SAELens' and 'sae_lens' in theirs['failed'] and 'ms' not in theirs
+
 @pytest.mark.timeout(1200)
 def test_script_rehearsal(tmp_path):
     "Every piece at toy size; what is done is not done again; a damaged piece is"
@@ -403,5 +541,6 @@ def test_script_rehearsal(tmp_path):
     assert 'random weights' in found['harvest-2b']['label'] and found['preset']['done'] and found['preset']['rows']
     (tmp_path/'out'/'check.json').write_text('{')
     said = script(*args, '--list').stdout.splitlines()
-    assert said == ['check: missing', *(f'{p}: done' for p in pieces[1:])]
+    assert [l for l in said if not l.startswith('peers')] == ['check: missing', *(f'{p}: done' for p in pieces[1:])]
+    said = [said[0], *(f'{p}: done' for p in pieces[1:])]
     assert script(*args, *pieces[1:]).stdout.splitlines() == said[1:]

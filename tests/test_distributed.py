@@ -23,7 +23,7 @@ class Threads(Ranks):
         self.box[self.rank] = copy.deepcopy(obj); self.barrier.wait(60); out = list(self.box); self.barrier.wait(60); return out
     def all_reduce(self, t, op):
         s = torch.stack(self.gather(t.detach().clone())); t.copy_(s.sum(0) if op == 'sum' else s.amin(0) if op == 'min' else s.amax(0))
-    def broadcast(self, t): t.copy_(self.gather(t.detach().clone())[0])
+    def broadcast(self, t, source=0): t.copy_(self.gather(t.detach().clone())[source])
 
 def together(f, world=2):
     box, barrier, out, errors = [None]*world, threading.Barrier(world), [None]*world, []

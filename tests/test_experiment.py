@@ -125,7 +125,7 @@ def test_decisions_are_kept(monkeypatch):
     with monkeypatch.context() as m:
         m.setitem(decide_in_memory.__globals__, 'free_memory', lambda *_: 0)
         disk = run(path='dense')
-    assert {k: v for k, v in read_json('out/decisions.json').items() if k != 'attention'} == dict(model='tiny-gemma2', dtype='float32', in_memory=False, path='dense')
+    assert {k: v for k, v in read_json('out/decisions.json').items() if k not in ('attention', 'store')} == dict(model='tiny-gemma2', dtype='float32', in_memory=False, path='dense')
     assert metrics(run()) == metrics(disk)
     for contradiction in (dict(path='sparse'), dict(in_memory=True), dict(dtype='bfloat16')):
         with pytest.raises(UserError, match='leave it out, or give another folder'): run(**contradiction)

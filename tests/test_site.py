@@ -153,6 +153,26 @@ def test_equations_are_drawn_by_files_that_are_here():
     assert (css.parent / 'LICENSE').read_text(encoding='utf-8').startswith('The MIT License')
 
 
+def test_nothing_on_the_site_leads_nowhere(tmp_path):
+    "All notebooks are pages, and what a page links to is a page or a file beside it: found without Sphinx"
+    src = tmp_path / 'src'
+    pages.assemble(src)
+    wanted = {p.relative_to(root) for p in (root / 'nbs').rglob('[!_.]*.ipynb') if '.ipynb_checkpoints' not in p.parts}
+    assert wanted - {p.relative_to(src) for p in src.rglob('*.ipynb')} == {Path('nbs/index.ipynb')}
+    contents = (src / 'nbs/index.md').read_text(encoding='utf-8')
+    lost = []
+    for file in [*src.rglob('*.md'), *src.rglob('*.ipynb')]:
+        text = file.read_text(encoding='utf-8')
+        if file.suffix == '.ipynb':
+            assert f'({file.relative_to(src / "nbs").as_posix()})' in contents, 'not in the contents'
+            text = '\n'.join(c['source'] for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
+        prose = pages.outside_fences(lambda t: re.sub(r'`[^`]*`|\$\$.*?\$\$', '', t, flags=re.S), pages.FENCE.sub('', text))
+        for target in re.findall(r'\]\((?![a-z]+:|#)([^)\s#]+)', prose):
+            if not (file.parent / target).exists() and 'apidocs/' not in target:
+                lost.append(f'{file.relative_to(src)} links to {target}')
+    assert not lost
+
+
 # -- a small site, where there is Sphinx -------------------------------------------------------------------------------
 def sphinx_python():
     "An interpreter that has what `make docs` installs: this one, or that of .venv-docs"
