@@ -10,7 +10,7 @@ __all__ = ['LONG', 'JOINT', 'OtherFailed', 'Ranks', 'ranks_of_run', 'one_process
            'open_shares', 'SharedSource', 'harvest_together', 'join_parts']
 
 # %% ../nbs/22_distributed.ipynb #1a2ab905
-import contextlib, math, os, shutil, signal, sys, threading, time, uuid
+import atexit, contextlib, math, os, shutil, signal, sys, threading, time, uuid
 from collections import Counter
 from datetime import timedelta
 from functools import partial
@@ -60,8 +60,12 @@ class Ranks:
         # its defaults hold on to the group of the moment of its import (torch._dynamo imports it): it must come before
         # there is one, or `close` cannot end the threads
         import torch.distributed.nn.functional   # noqa: F401
+        ours = not dist.is_initialized()
         s = PartialState(cpu=cpu, timeout=LONG)
         self.rank, self.world, self.device, self.bytes = s.process_index, s.num_processes, s.device, Counter()
+        self.closing = False
+        # a thread of gloo that drops its last tensor while Python ends aborts the process: it ends before
+        if ours and self.world > 1: atexit.register(self.close)
 
     @contextlib.contextmanager
     def reachable(self): # within the block the others answer, or OtherFailed
@@ -129,7 +133,9 @@ class Ranks:
         return self.all_or_none(lambda: first if self.rank == 0 else f()) if self.world > 1 else first
 
     def close(self) -> None: # at the end, or when this process alone cannot go on: the others hear it
-        if self.world > 1 and dist.is_initialized(): dist.destroy_process_group()
+        if self.world == 1 or self.closing or not dist.is_initialized(): return
+        self.closing = True  # only once: with NCCL it may wait for a rank that is no more
+        dist.destroy_process_group()
 
 # %% ../nbs/22_distributed.ipynb #22b0c002
 def ranks_of_run(
