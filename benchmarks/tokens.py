@@ -1,0 +1,163 @@
+"""The gap against tokens: who leads at L0 = 32 after 62 thousand to a million training tokens?
+
+    python benchmarks/tokens.py tune     # equally many runs an architecture, at the smallest and at the largest budget
+    python benchmarks/tokens.py gap      # three seeds at five budgets, settings interpolated between the two in log tokens
+    python benchmarks/tokens.py report   # FVU ratios to JumpReLU with intervals, from what is there
+
+Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe, held-out documents as everywhere. Tuning is judged on
+validation documents: six runs an architecture and budget, three learning rates by two values of one more setting (the
+share of the run that decays; for Gated, which cannot be told an L0, the coefficient, and FVU is read at 32 between the
+two). The gap is judged on test documents. A run that ends beside L0 = 32 is read there along the slope of FVU in log L0
+that Gated's two runs of the same budget and seed show.
+
+Rule, written before any run: JumpReLU leads (trails) an architecture at a budget if the 95 % interval of the FVU ratio
+over documents and seeds lies above (below) 1; where an interval holds 1, nobody leads. "Gated overtakes between A and B"
+is said if JumpReLU leads at A and all smaller budgets, and trails at B and all larger ones, or the other way round.
+
+Every run is written to results/tokens when it ends, and is not repeated; a stopped one goes on where it stopped. Several
+processes may work at the same time if each is given its architecture: `--arch`. One thread each: OMP_NUM_THREADS=1."""
+import argparse
+import logging
+import math
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from jumprelu_sae.activations import activations
+from jumprelu_sae.core import Result, Settings, UserError, cache_dir, run_env, write_json
+from jumprelu_sae.evaluate import evaluate_activations
+from jumprelu_sae.frontier import resampled
+from jumprelu_sae.intervals import effective_documents, mean_intervals
+from jumprelu_sae.recipe import Plan, plan_sae, train_plans
+from jumprelu_sae.tuning import line_through
+
+OUT = Path(__file__).parent.parent/'results'/'tokens'
+ARCHS = ('jumprelu', 'topk', 'batchtopk', 'gated')
+BUDGETS = (62_464, 124_928, 249_856, 499_712, 999_936)
+SEEDS = (0, 1, 2)
+N_TRAIN = 1_839_104  # activations to draw from: every run sees some of all training documents
+AT = 32  # the L0 of the comparison
+LRS = {BUDGETS[0]: (4e-3, 8e-3, 1.6e-2), BUDGETS[-1]: (1e-3, 2e-3, 4e-3)}
+COEFS = {BUDGETS[0]: (.12, .19), BUDGETS[-1]: (.07, .12)}  # of Gated, about L0 = 32
+DECAYS = (.2, .5)
+AROUND = .88, 1.14  # Gated's two coefficients about the one that should give L0 = 32
+
+
+def job(arch: str, n: int, seed: int, **settings) -> Plan:  # one run
+    said = '-'.join(f'{k}{v:.3g}' for k, v in settings.items())
+    l0 = None if arch == 'gated' else AT
+    return plan_sae(arch, 640, n, 2048, l0, 'short', seed, name=f'{arch}-{n}-{said}-seed{seed}', **settings)
+
+
+def tuning_jobs(arch: str, n: int) -> list[Plan]:
+    more = [dict(coef=c) for c in COEFS[n]] if arch == 'gated' else [dict(lr_decay=d) for d in DECAYS]
+    return [job(arch, n, 0, lr=lr, **m) for lr in LRS[n] for m in more]
+
+
+def winner(arch: str, n: int) -> dict:  # lr, and lr_decay or coef (at L0 = 32); from the runs that are written down
+    "The best setting of one budget on validation documents; FVU of Gated is read at L0 = 32"
+    runs = [(j, Result.load(path_of('tune', j)).metrics) for j in tuning_jobs(arch, n)]
+    if arch != 'gated':
+        j, _ = min(runs, key=lambda r: r[1]['fvu'])
+        return dict(lr=j.train.lr, lr_decay=j.train.lr_decay)
+    best = None
+    for lr in LRS[n]:
+        pair = [(j.cfg.coef, m) for j, m in runs if j.train.lr == lr]
+        l0s = [m['l0'] for _, m in pair]
+        tried = dict(fvu=[m['fvu'] for _, m in pair], coef=[c for c, _ in pair])
+        read = {k: line_through(l0s, v, AT) for k, v in tried.items()}
+        # a line through two points does not reach far
+        read['coef'] = min(max(read['coef'], COEFS[n][0]/2), 2*COEFS[n][1])
+        if best is None or read['fvu'] < best['fvu']: best = read | dict(lr=lr)
+    return {k: best[k] for k in ('lr', 'coef')}
+
+
+def settings_at(arch: str, n: int) -> dict:
+    "Between the two winners, straight in log tokens and log setting"
+    ends = BUDGETS[0], BUDGETS[-1]
+    small, large = (winner(arch, b) for b in ends)
+    return {k: line_through(ends, (small[k], large[k]), n) for k in small}
+
+
+def gap_jobs(arch: str, n: int, seed: int) -> list[Plan]:
+    s = settings_at(arch, n)
+    if arch != 'gated': return [job(arch, n, seed, **s)]
+    return [job(arch, n, seed, lr=s['lr'], coef=s['coef']*a) for a in AROUND]
+
+
+def path_of(part: str, j: Plan) -> Path: return OUT/part/'runs'/f'{j.name}.json'
+
+
+def train(acts, part: str, j: Plan) -> None:
+    "Trained, judged and written down, unless it is there; `tune` on validation documents, `gap` on test documents"
+    path, key = path_of(part, j), j.key(acts.stream(j.train.batch, j.seed).identity())
+    if path.exists():
+        if Result.load(path).config['key'] == key: return
+        raise UserError(f'{path} is of other data or settings: move it away')
+    began, folder = time.monotonic(), cache_dir()/'tokens'/part/j.name
+    [sae] = train_plans([j], acts, folder, Settings(progress=False, threads=1))
+    held = acts.part('val' if part == 'tune' else 'test')
+    m, arrays = evaluate_activations(sae, held['x'], held['doc'], acts.rule, mean=acts.mean)
+    config = dict(arch=j.cfg.arch, target=AT, seed=j.seed, key=key, sae=asdict(j.cfg), train=asdict(j.train))
+    config |= dict(judged_on=dict(part='val' if part == 'tune' else 'test'), seconds=time.monotonic() - began)
+    sums = {k: v for k, v in arrays.items() if k in ('docs', 'tokens', 'sse', 'sst', 'l0')}
+    Result(j.name, config, m, sums, run_env()).save(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    said = (m[k] for k in ('l0', 'fvu', 'dead'))
+    logging.info('%s: L0 %.1f, FVU %.4f, dead %.3f, %.0f s', j.name, *said, config['seconds'])
+
+
+def read_at_32(results: list[Result], slope: float, draws: int) -> np.ndarray:  # log FVU at L0 = 32, (1 + draws,)
+    y, x = (np.log(resampled(results, k, draws)) for k in ('fvu', 'l0'))
+    if len(results) == 1: return y[:, 0] + slope*(math.log(AT) - x[:, 0])
+    (xa, xb), (ya, yb) = x.T, y.T
+    return ya + (yb - ya)*(math.log(AT) - xa)/(xb - xa)
+
+
+def report(draws: int = 2000) -> dict:
+    "Ratio of JumpReLU's FVU to each of the others at L0 = 32, by budget"
+    rows = []
+    for n in BUDGETS:
+        logs, used = {}, []
+        for seed in SEEDS:
+            jobs = {a: gap_jobs(a, n, seed) for a in ARCHS}
+            if not all(path_of('gap', j).exists() for js in jobs.values() for j in js): continue
+            rs = {a: [Result.load(path_of('gap', j)) for j in js] for a, js in jobs.items()}
+            l0s, fvus = ([r.metrics[k] for r in rs['gated']] for k in ('l0', 'fvu'))
+            slope = math.log(fvus[1]/fvus[0])/math.log(l0s[1]/l0s[0])
+            for a in ARCHS: logs.setdefault(a, []).append(read_at_32(rs[a], slope, draws))
+            used.append(seed)
+        if not used: continue
+        docs = effective_documents(rs['jumprelu'][0].arrays['sst'])
+        for a in ARCHS[1:]:
+            d = np.stack([p - q for p, q in zip(logs['jumprelu'], logs[a])], 1)
+            iv = mean_intervals(d, docs)
+            lo, hi = np.exp(iv.both)
+            word = 'leads' if hi < 1 else 'trails' if lo > 1 else 'level'
+            ratio = dict(ratio=float(np.exp(iv.mean)), lo=float(lo), hi=float(hi))
+            rows.append(dict(tokens=n, against=a, **ratio, jumprelu=word, seeds=used))
+            print(f'{n:9,} tokens, JumpReLU/{a}: {np.exp(iv.mean):.3f} [{lo:.3f}, {hi:.3f}] {word} ({len(used)} seeds)')
+    chosen = {a: {n: settings_at(a, n) for n in BUDGETS} for a in ARCHS}
+    d = dict(format=1, command='python benchmarks/tokens.py report', at_l0=AT, rows=rows, settings=chosen, env=run_env())
+    write_json(OUT/'tokens.json', d)
+    return d
+
+
+if __name__ == '__main__':
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('part', choices=('tune', 'gap', 'report'))
+    a.add_argument('--arch', nargs='*', choices=ARCHS, default=ARCHS)
+    a.add_argument('--budgets', nargs='*', type=int, choices=BUDGETS, default=BUDGETS)
+    a = a.parse_args()
+    if a.part == 'report': raise SystemExit(report() and None)
+    how = Settings(progress=False, in_memory=True)
+    acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, settings=how)
+    for n in a.budgets:
+        if a.part == 'tune' and n not in LRS: continue
+        for arch in a.arch:
+            jobs = tuning_jobs(arch, n) if a.part == 'tune' else [j for s in SEEDS for j in gap_jobs(arch, n, s)]
+            for j in jobs: train(acts, a.part, j)
