@@ -1,7 +1,7 @@
 """The gap against tokens: who leads at L0 = 32 after 62 thousand to a million training tokens?
 
     python benchmarks/tokens.py tune     # equally many runs an architecture, at the smallest and at the largest budget
-    python benchmarks/tokens.py gap      # three seeds at five budgets, settings interpolated between the two in log tokens
+    python benchmarks/tokens.py gap      # three seeds at five budgets, settings interpolated in log tokens
     python benchmarks/tokens.py report   # FVU ratios to JumpReLU with intervals, from what is there
 
 Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe, held-out documents as everywhere. Tuning is judged on
@@ -11,11 +11,11 @@ two). The gap is judged on test documents. A run that ends beside L0 = 32 is rea
 that Gated's two runs of the same budget and seed show.
 
 Rule, written before any run: JumpReLU leads (trails) an architecture at a budget if the 95 % interval of the FVU ratio
-over documents and seeds lies above (below) 1; where an interval holds 1, nobody leads. "Gated overtakes between A and B"
-is said if JumpReLU leads at A and all smaller budgets, and trails at B and all larger ones, or the other way round.
+over documents and seeds lies below (above) 1; where an interval holds 1, nobody leads. "Gated overtakes between A and
+B" is said if JumpReLU leads at A and all smaller budgets, and trails at B and all larger ones, or the other way round.
 
-Every run is written to results/tokens when it ends, and is not repeated; a stopped one goes on where it stopped. Several
-processes may work at the same time if each is given its architecture: `--arch`. One thread each: OMP_NUM_THREADS=1."""
+Every run is written to results/tokens when it ends, and is not repeated; a stopped one goes on where it stopped.
+Several processes may work at the same time if each is given its architecture: `--arch`. One thread each: OMP_NUM_THREADS=1."""
 import argparse
 import logging
 import math
@@ -141,7 +141,8 @@ def report(draws: int = 2000) -> dict:
             rows.append(dict(tokens=n, against=a, **ratio, jumprelu=word, seeds=used))
             print(f'{n:9,} tokens, JumpReLU/{a}: {np.exp(iv.mean):.3f} [{lo:.3f}, {hi:.3f}] {word} ({len(used)} seeds)')
     chosen = {a: {n: settings_at(a, n) for n in BUDGETS} for a in ARCHS}
-    d = dict(format=1, command='python benchmarks/tokens.py report', at_l0=AT, rows=rows, settings=chosen, env=run_env())
+    command = 'python benchmarks/tokens.py report'
+    d = dict(format=1, command=command, at_l0=AT, rows=rows, settings=chosen, env=run_env())
     write_json(OUT/'tokens.json', d)
     return d
 
