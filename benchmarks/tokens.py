@@ -15,7 +15,8 @@ over documents and seeds lies below (above) 1; where an interval holds 1, nobody
 B" is said if JumpReLU leads at A and all smaller budgets, and trails at B and all larger ones, or the other way round.
 
 Every run is written to results/tokens when it ends, and is not repeated; a stopped one goes on where it stopped.
-Several processes may work at the same time if each is given its architecture: `--arch`. One thread each: OMP_NUM_THREADS=1."""
+Several processes may work at the same time if each is given its architecture: `--arch`. One thread each:
+OMP_NUM_THREADS=1."""
 import argparse
 import logging
 import math
