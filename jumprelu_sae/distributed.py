@@ -6,8 +6,8 @@
 __all__ = ['LONG', 'JOINT', 'OtherFailed', 'Ranks', 'ranks_of_run', 'one_process', 'as_vector', 'average_gradients', 'joint_mean',
            'joint_line', 'joint_keep', 'JointSelection', 'JointBatchTopK', 'JointJumpReLU', 'make_joint',
            'joint_sparse_loss', 'joint_terms', 'joint_step', 'SplitStream', 'PerRankStream', 'JointWindows',
-           'JointPaths', 'DistTrainer', 'train_together', 'Notes', 'end_together', 'pack_apart', 'harvest_share',
-           'open_shares', 'SharedSource', 'harvest_together', 'join_parts']
+           'JointPaths', 'DistTrainer', 'train_together', 'lock_file', 'Notes', 'end_together', 'pack_apart',
+           'harvest_share', 'open_shares', 'SharedSource', 'harvest_together', 'join_parts']
 
 # %% ../nbs/22_distributed.ipynb #1a2ab905
 import atexit, contextlib, math, os, shutil, signal, sys, threading, time, uuid
@@ -555,8 +555,22 @@ def train_together(
         raise
 
 # %% ../nbs/22_distributed.ipynb #22b0c009
+def lock_file(
+    path: Path, # a small file, made where it is not there
+) -> int|None: # its descriptor, which holds the lock until it is closed; None: somebody else has it, or none can be had
+    "A lock that ends with its process, however that ends"
+    try: import fcntl
+    except ImportError: return None  # not on Windows
+    fd = os.open(path, os.O_RDWR|os.O_CREAT, 0o644)
+    try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
 class Notes:
-    "A folder that all ranks see, where one says to the others that it failed, and they that they heard it"
+    """A folder that all ranks see, where one says to the others that it failed, and they that they heard it; each holds
+    a lock there that the system takes back when it is killed"""
     EVERY, PATIENCE = .5, 15. # seconds between two looks; for the others to stop
 
     def __init__(self,
@@ -566,19 +580,34 @@ class Notes:
         self.ranks, self.over = ranks, threading.Event()
         self.folder = Path(folder)/f'.ranks-{ranks.gather(uuid.uuid4().hex[:12])[0]}'
         make_folder(self.folder)
+        self.lock, self.lost = lock_file(self.alive(ranks.rank)), None
+        held = ranks.gather(self.lock is not None)
+        # a lock may not reach over a network: only those are looked at that can be told from a free one
+        self.known = [r for r, h in enumerate(held) if h and r != ranks.rank and not self.free(r)]
         self.thread = threading.Thread(target=self.look, daemon=True)
         self.thread.start()
 
     def failed(self) -> int|None: # a rank that did; None: all are well
         return next((int(f.stem[7:]) for f in sorted(self.folder.glob('failed-*.json'))), None)
 
-    def tell(self, what: str) -> None: # 'failed' or 'heard'
+    def alive(self, r: int) -> Path: return self.folder/f'alive-{r}' # locked as long as that rank lives
+
+    def free(self, r: int) -> bool: # is the lock of that rank?
+        fd = lock_file(self.alive(r))
+        if fd is not None: os.close(fd)
+        return fd is not None
+
+    def killed(self) -> int|None: # a rank that is no more and left no word; None: all are there, or nobody can tell
+        return next((r for r in self.known if not any(self.folder.glob(f'*-{r}.json')) and self.free(r)), None)
+
+    def tell(self, what: str) -> None: # 'failed', 'heard' or 'left'
         try: write_json(self.folder/f'{what}-{self.ranks.rank}.json', {})
         except (OSError, UserError): pass  # the others are told by the launcher, or by a message that fails
 
     def look(self) -> None: # the thread
         while not self.over.wait(self.EVERY):
             who = self.failed()
+            if who is None: who = self.lost = self.killed()
             if who is None or who == self.ranks.rank: continue
             hears = callable(signal.getsignal(signal.SIGTERM))  # a trainer stops with a checkpoint, a command ends
             os.kill(os.getpid(), signal.SIGTERM if hears else signal.SIGINT)
@@ -588,8 +617,12 @@ class Notes:
 
     def heard(self, who: int|None) -> None: # in one line, on the error stream
         name = 'another process' if who is None else f'process {who}'
-        print(f'process {self.ranks.rank} ends: {name} failed, and says why', file=sys.stderr, flush=True)
+        what = 'was killed' if who is not None and who == self.lost else 'failed, and says why'
+        print(f'process {self.ranks.rank} ends: {name} {what}', file=sys.stderr, flush=True)
         self.tell('heard')
+
+    def close(self) -> None: # at the end, when all are well
+        if self.lock is not None: os.close(self.lock)
 
     def wait(self, seconds: float, enough: Callable) -> None: # until enough() or so many seconds
         end = time.monotonic() + seconds
@@ -613,6 +646,7 @@ def end_together(
         if isinstance(e, OtherFailed) and who is None:  # perhaps its note comes later than its silence
             notes.wait(3., lambda: notes.failed() is not None)
             who = notes.failed()
+        if who is None: who = notes.lost
         notes.over.set()
         own = not isinstance(e, (OtherFailed, KeyboardInterrupt)) and who in (None, ranks.rank)
         if own:
@@ -620,13 +654,16 @@ def end_together(
             threading.Thread(target=ranks.close, daemon=True).start()  # who waits for a message hears it, too
             notes.wait(2*notes.PATIENCE, notes.all_heard)
             raise
-        if who is None: raise  # stopped by hand, or another was killed
+        if who is None:  # stopped by hand, or another cannot be reached
+            notes.tell('left')
+            raise
         notes.heard(who)
         notes.wait(notes.PATIENCE, notes.all_heard)
         time.sleep(3.)  # the one that failed speaks and leaves first
         os._exit(3)
     notes.over.set()
     ranks.gather(None)
+    notes.close()
     if ranks.rank == 0: shutil.rmtree(notes.folder, ignore_errors=True)
 
 # %% ../nbs/22_distributed.ipynb #5f61a3b7

@@ -26,6 +26,7 @@ if who == os.environ.get('RANK'):
     def broken(*a, **kw):
         with open(out + '.failed', 'w') as f: f.write(str(time.time()))
         raise OSError('no such disk')
+    if where == 'killed': experiment.evaluate_job = lambda *a, **kw: os.kill(os.getpid(), 9)
     if where == 'step':
         step = Trainer.one_step
         Trainer.one_step = lambda self: broken() if self.step == 3 else step(self)
@@ -34,7 +35,7 @@ if who == os.environ.get('RANK'):
 elif where == 'step':  # the others are in the middle of something long
     step = Trainer.one_step
     Trainer.one_step = lambda self: (time.sleep(.3), step(self))[1]
-elif where == 'evaluate':
+elif where in ('evaluate', 'killed'):
     experiment.evaluate_job = lambda *a, **kw: time.sleep(100)
 try: results = experiment.run_experiment(t.BASE, Settings(progress=False, out=out, store=store, share=share))
 except Exception as e:
@@ -117,6 +118,17 @@ def test_the_one_that_fails_has_the_last_word(tmp_path, fails, store, share):
     assert seconds < 60 and codes[who] == 2 and codes[1 - who] not in (0, 2), said
     assert lines[-1] == 'error: no such disk', said
     assert f'process {1 - who} ends: process {who} failed, and says why' in lines, said
+
+@pytest.mark.timeout(300)
+def test_one_is_killed_while_the_other_works_alone(tmp_path):
+    "No launcher and no message: the other learns of it by the lock, and does not work on for a hundred seconds"
+    codes, said, seconds = start(tmp_path, 2, 'out', 'disk', 'saes', 'killed@1')
+    trained = said.index('[train]')
+    assert codes[1] == -9 and codes[0] not in (0, 2), said
+    assert 'process 0 ends: process 1 was killed' in said[trained:].splitlines(), said
+    print(f'all had ended after {seconds:.0f} s')
+    assert seconds < 100  # of loading, training and ending
+
 
 @pytest.mark.timeout(600)
 def test_torchrun_reproduces(tmp_path):
