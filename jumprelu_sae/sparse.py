@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = ['SCREENED', 'SCREEN_BELOW', 'BLOCK', 'BLOCK_ON_CARD', 'REENACTED', 'SPARSE_BELOW', 'DENSE_ABOVE', 'run_starts',
            'Support', 'pair_products', 'Screen', 'where_true', 'above', 'above_by_screen', 'block_for', 'find_support',
+           'blocks_of', 'group_maxima', 'pairs_from', 'Line', 'few_candidates', 'all_candidates', 'largest_of',
            'find_topk', 'bag', 'bags', 'weighted', 'SparseDecode', 'SparsePre', 'has_sparse_step', 'support_of',
            'sparse_loss', 'support_share', 'choose_path', 'shares_of', 'meeting_share', 'calibrate']
 
@@ -165,6 +166,92 @@ def find_support(
     return Support(row, latent, B, len(W)), pre.add_(b_enc.index_select(0, latent))
 
 # %% ../nbs/05_sparse.ipynb #ab231bd4
+def blocks_of(
+    x: Tensor, # what the encoder sees, (batch, d_in)
+    W: Tensor, # a row for each latent, (d_sae, d_in)
+    b_enc: Tensor, # (d_sae,)
+    step: int, # latents a block
+): # iterator of a block's first latent and its pre-activations, (≤ step, batch): the next block overwrites them
+    z = x.new_empty(min(step, len(W)), len(x))
+    for i in range(0, len(W), step):
+        w = W[i:i+step]
+        yield i, torch.addmm(b_enc[i:i+step, None], w, x.T, out=z[:len(w)])
+
+def group_maxima(z: Tensor, k: int) -> Tensor: # (n, batch) -> (≥ min(n, 4k), batch)
+    "A rest that is smaller than a group is left out"
+    g = max(1, len(z)//(4*k))
+    return z[:len(z)//g*g].view(-1, g, z.shape[1]).amax(1) if g > 1 else z
+
+def pairs_from(z: Tensor, i: int, bound: Tensor) -> tuple[Tensor, Tensor]: # latent·batch + example, pre-activation
+    "The pairs of a block that are not below the bound, nor below 0"
+    pos = (z >= bound.clamp_min(0)).flatten().nonzero().squeeze(1)
+    return pos + i*z.shape[1], z.flatten()[pos]
+
+class Line:
+    "A bound for the k-th largest of each example (joint: for the k·batch-th of all) that rises from block to block"
+    def __init__(self, k: int, joint: bool): # as in `find_topk`
+        self.k, self.joint, self.top = k, joint, None  # the largest maxima until now, (≤ k, batch) or (≤ k·batch,)
+
+    def raised(self,
+        z: Tensor, # pre-activations of a block, (n, batch)
+    ) -> Tensor: # (batch,), or () if joint; the least of all while there are fewer than k
+        new, most = group_maxima(z, self.k), self.k
+        if self.joint: new, most = new.flatten(), self.k*z.shape[1]
+        self.top = new if self.top is None else torch.cat([self.top, new])
+        self.top = self.top.topk(min(most, len(self.top)), dim=0, sorted=False).values
+        return self.top.amin(0)
+
+def few_candidates(x: Tensor, W: Tensor, b_enc: Tensor, k: int, joint: bool, step: int) -> tuple[Tensor, Tensor]:
+    "Pairs among which the largest are, from blocks that are seen once"
+    line, parts = Line(k, joint), []
+    for i, z in blocks_of(x, W, b_enc, step):
+        bound = line.raised(z)
+        parts.append(pairs_from(z, i, bound))
+    pos, v = (torch.cat(o) for o in zip(*parts))
+    keep = (v >= (bound if joint else bound[pos % len(x)])).nonzero().squeeze(1)
+    return pos[keep], v[keep]
+
+def all_candidates(x: Tensor, W: Tensor, b_enc: Tensor, k: int, joint: bool, step: int) -> tuple[Tensor, Tensor]:
+    "The pairs above the bound of all latents' groups, whatever the blocks are: several blocks are computed twice"
+    def bound_of(best): # (n_groups, batch) -> (batch,), or () if joint
+        if joint: return best.flatten().topk(min(k*len(x), best.numel())).values[-1]
+        return best.topk(k, dim=0).values[-1]
+    if step >= len(W):
+        _, z = next(blocks_of(x, W, b_enc, step))
+        return pairs_from(z, 0, bound_of(group_maxima(z, k)))
+    g = max(1, len(W)//(4*k))
+    best = x.new_full((len(W)//g, len(x)), -math.inf)
+    for i, z in blocks_of(x, W, b_enc, step):
+        z = z[:max(0, len(best)*g - i)]  # a rest is in no group; a group may be in several blocks
+        whole = F.pad(z, (0, 0, i % g, -(i % g + len(z)) % g), value=-math.inf).view(-1, g, len(x))
+        here = best[i//g:i//g + len(whole)]
+        torch.maximum(here, whole.amax(1), out=here)
+    bound = bound_of(best)
+    return tuple(map(torch.cat, zip(*(pairs_from(z, i, bound) for i, z in blocks_of(x, W, b_enc, step)))))
+
+def largest_of(pos: Tensor, v: Tensor, k: int, joint: bool, B: int) -> tuple:
+    "Which candidates are the largest, a mask (n,); and what says whether another one ties with the last of them"
+    if joint:
+        top = v.topk(min(k*B, len(v)), sorted=False)
+        keep, last = top.indices, top.values
+    else:  # a line of candidates for each example, filled up with -inf
+        by_row = (pos % B).argsort(stable=True)
+        row = (pos % B)[by_row]
+        starts = run_starts(row, B)
+        lines = v.new_full((B, max(k, int(starts.diff().max()))), -math.inf)
+        lines[row, torch.arange(len(row), device=v.device) - starts[row]] = v[by_row]
+        top = lines.topk(k, dim=1, sorted=False)
+        keep = by_row[(top.indices + starts[:-1, None])[top.values > 0]]
+        last = top.values.T  # (k, batch)
+    chosen = torch.zeros_like(v, dtype=torch.bool).index_fill_(0, keep, True) & (v > 0)
+
+    def tied() -> bool:
+        if not len(v): return False
+        low = last.amin(0)
+        return bool((~chosen & (v > 0) & (v == (low if joint else low[pos % B]))).any())
+
+    return chosen, tied
+
 @torch.no_grad()
 def find_topk(
     x: Tensor, # what the encoder sees, (batch, d_in)
@@ -175,25 +262,15 @@ def find_topk(
     block: int|None = None, # pre-activations computed at a time; None: as suits the device
 ) -> tuple[Support, Tensor]: # the chosen pairs whose pre-activation is positive, and these (n_pairs,)
     "The pairs that TopK or BatchTopK keeps: a bound from group maxima first, then the largest of the few candidates"
-    W, B, step = W_enc.T, len(x), max(1, block_for(x, block)//len(x))
-    z = x.new_empty(len(W), B)
-    for i in range(0, len(W), step): torch.addmm(b_enc[i:i+step, None], W[i:i+step], x.T, out=z[i:i+step])
-    g = max(1, len(W)//(4*k))                                          # latents a group: at least 4k groups
-    best = z[:len(W)//g*g].view(-1, g, B).amax(1) if g > 1 else z
-    bound = best.flatten().topk(min(k*B, best.numel())).values[-1] if joint else best.topk(k, dim=0).values[-1]
-    pos = (z >= bound.clamp_min(0)).flatten().nonzero().squeeze(1)
-    v = z.flatten()[pos]
-    if joint: keep = v.topk(min(k*B, len(v)), sorted=False).indices
-    else:  # a line of candidates for each example, filled up with -inf
-        by_row = (pos % B).argsort(stable=True)
-        row = (pos % B)[by_row]
-        starts = run_starts(row, B)
-        lines = x.new_full((B, max(k, int(starts.diff().max()))), -math.inf)
-        lines[row, torch.arange(len(row), device=x.device) - starts[row]] = v[by_row]
-        top = lines.topk(k, dim=1, sorted=False)
-        keep = by_row[(top.indices + starts[:-1, None])[top.values > 0]]
-    chosen = torch.zeros_like(v, dtype=torch.bool).index_fill_(0, keep, True)
-    keep = (chosen & (v > 0)).nonzero().squeeze(1)
+    W, B = W_enc.T, len(x)
+    step = max(1, block_for(x, block)//B)
+    how = W, b_enc, k, joint, step
+    pos, v = all_candidates(x, *how) if step >= len(W) else few_candidates(x, *how)
+    chosen, tied = largest_of(pos, v, k, joint, B)
+    if step < len(W) and tied():
+        pos, v = all_candidates(x, *how)
+        chosen, _ = largest_of(pos, v, k, joint, B)
+    keep = chosen.nonzero().squeeze(1)
     pos, v = pos[keep], v[keep]
     latent = pos.div(B, rounding_mode='floor')
     return Support(pos - latent*B, latent, B, len(W)), v
