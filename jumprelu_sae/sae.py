@@ -725,7 +725,7 @@ class _JumpReLU(SAE):
         paper=dict(setting='coef', sae=dict(bandwidth=0.001, theta_init=0.001), train=dict(lr=7e-5)),
     ),
 )
-class JumpReLUSAE(SAE):
+class JumpReLUSAE(_JumpReLU):
     "JumpReLU, eqs 8 and 9, trained through the straight-through estimators of `ste` on raw pre-activations"
 
     @torch.no_grad()
