@@ -6,7 +6,7 @@
 __all__ = ['log', 'SPLIT', 'SHARE', 'SAMPLE', 'source_name', 'read_corpus', 'TrainSide', 'count_parts', 'fit_in_memory',
            'fit_from_disk', 'decide_in_memory', 'site_of_hook', 'Activations', 'open_model', 'check_place', 'store_dir',
            'pack_part', 'activations', 'MappedRows', 'massive_rows', 'lend', 'PartSha', 'Borrowed', 'trained_on',
-           'trained_elsewhere', 'held_out']
+           'trained_elsewhere', 'same_only_by_name', 'held_out']
 
 # %% ../nbs/15_activations.ipynb #7a2bf323
 import contextlib, logging, re
@@ -424,6 +424,16 @@ def trained_elsewhere(
     elif not sha and 'corpus' in said:
         a, b = a | dict(corpus=acts.corpus['name']), b | dict(corpus=said['corpus']['name'])
     return differences(a, b, ('here', 'in the SAE'))
+
+def same_only_by_name(
+    sae: SAE,                # finished
+    acts: 'Activations',     # to judge it on
+) -> str:                    # a sentence; '' where the SAE carries its text's SHA-256, or another name, or none
+    "What is not known of the text when all that an SAE says of it is a name, and that is the name of this one"
+    corpus = trained_on(sae).get('corpus') or {}
+    if corpus.get('sha256') or corpus.get('name') != acts.corpus['name']: return ''
+    return (f"the SAE says that its text was called {corpus['name']!r}, as this one is, and carries no fingerprint: "
+        'the same name does not mean the same text, and these documents may have been in its training')
 
 # %% ../nbs/15_activations.ipynb #08519999
 def _model_again(name: str|None, said: dict, device: str) -> LM:

@@ -210,6 +210,7 @@ class Scene:
     full: Tensor    # the same with the pair's activations exchanged
     g: Tensor       # gradient of the own contrast by x, (n, 2, d_model)
 
+# %% ../nbs/34_causal.ipynb #1d15a51d
 class PatchStudy:
     "Minimal pairs on which many dictionaries are judged; what they have in common is computed once"
     def __init__(self,

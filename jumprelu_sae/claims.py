@@ -316,6 +316,7 @@ def _beside_floor(d: dict) -> str:  # how the score compares with a dictionary t
         f'their random start reach {min(frozen):.3f} to {max(frozen):.3f}, JumpReLU {ours[0]:.3f}'
     )
 
+# %% ../nbs/45_claims.ipynb #51ccd19f
 def similar_meaning(*rivals: str) -> Callable:  # a judge
     "Are latents about as predictable by an explanation as the rivals', under every way to average?"
 
@@ -355,6 +356,7 @@ def and_meaning(judge: Callable, *rivals: str) -> Callable:  # a judge
 
     return both
 
+# %% ../nbs/45_claims.ipynb #f9cc8979
 SHARE, ABLATION = 'share', 'log KL ratio'  # how 34_causal names its two main measures
 
 def as_relevant(*rivals: str, l0: float = 32) -> Callable:  # a judge
@@ -415,6 +417,7 @@ LETTER = (
     'from 1.8 million tokens, one seed'
 )
 
+# %% ../nbs/45_claims.ipynb #dff8d632
 def _long(id: str, of: str, wording: str, rule: str, judge: Callable) -> Claim:  # a claim in the paper's own recipe
     return Claim(
         id,
@@ -444,6 +447,7 @@ def _elsewhere(i: int, run: str, place: str) -> Claim:  # S0 to S4
         judge=lower_error('gated', 'topk', 'batchtopk', run=run),
     )
 
+# %% ../nbs/45_claims.ipynb #878205df
 CLAIMS = [
     Claim(
         'C1',
@@ -507,6 +511,10 @@ CLAIMS = [
         command=RUN,
         judge=lower_error('topk'),
     ),
+]
+
+# %% ../nbs/45_claims.ipynb #6611fa3f
+CLAIMS += [
     Claim(
         'P1',
         wording='at least as good as TopK on delta LM loss against L0',
@@ -553,6 +561,10 @@ CLAIMS = [
         command='python benchmarks/interpret.py SAES_FOLDER',
         judge=similar_meaning('gated', 'topk'),
     ),
+]
+
+# %% ../nbs/45_claims.ipynb #e2e6711f
+CLAIMS += [
     Claim(
         'F',
         wording='a side-by-side showing higher MSE for JumpReLU than for TopK at identical L0 on held-out activations',
@@ -576,6 +588,10 @@ CLAIMS = [
         command=RUN,
         judge=lower_error('batchtopk'),
     ),
+]
+
+# %% ../nbs/45_claims.ipynb #6556e853
+CLAIMS += [
     *(_elsewhere(i, run, place) for i, (run, place) in enumerate(PLACES.items())),
     _long(
         'L1',
@@ -613,6 +629,10 @@ CLAIMS = [
         'more at every sparsity',
         dense_latents(run='long'),
     ),
+]
+
+# %% ../nbs/45_claims.ipynb #0d1edf85
+CLAIMS += [
     Claim(
         'R1',
         wording='an explicit derivation of the estimator, and an ablation that isolates it from the activation',

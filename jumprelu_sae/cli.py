@@ -89,6 +89,7 @@ def harvest(
     for part, n in facts['parts'].items():
         print(f"{part:6} {n['tokens']:>11,} activations of {n['documents']:,} documents, {n['massive']:,} massive")
 
+# %% ../nbs/51_cli.ipynb #b1fb006a
 def train(
     arch: str,  # architecture
     model: str = 'gemma3-270m',  # language model: gemma3-270m, tiny-gemma2, a Hub id, or a folder
@@ -443,6 +444,7 @@ EXAMPLES = dict(  # one of each command, shown below its options
     completion='jumprelu-sae completion bash > ~/.jumprelu-sae.bash',
 )
 
+# %% ../nbs/51_cli.ipynb #9eb5a05f
 def usage() -> str:  # what `jumprelu-sae --help` says, no wider than the terminal
     "One paragraph a command"
     width = max(40, shutil.get_terminal_size().columns)
@@ -466,6 +468,7 @@ class Help(argparse.HelpFormatter):
     def _fill_text(self, text, width, indent):
         return text if text.startswith('example: ') else super()._fill_text(text, width, indent)
 
+# %% ../nbs/51_cli.ipynb #2e25f99c
 NOT_OPTIONS = dict(  # fields of `Settings` that no option of `reproduce` sets -> why
     in_memory='decided by the memory that is free, and kept in the decisions.json of the run',
 )
@@ -495,6 +498,7 @@ def choices(
         known.pop('path')  # there it is a folder
     return {k: list(v) for k, v in known.items()}
 
+# %% ../nbs/51_cli.ipynb #dc6541c3
 def parser(
     name: str, # of a command
 ): # argparse's

@@ -410,6 +410,7 @@ def check_device(
         raise UserError(f"device {device!r} is not supported: want 'cpu' or 'cuda'")
     return str(d)
 
+# %% ../nbs/00_core.ipynb #3b5f3fbb
 PATHS = ('auto', 'dense', 'sparse', 'calibrate') # how a training step can be computed, see `train.Paths`
 
 def calibrated_share(
@@ -436,6 +437,7 @@ def matmul_precision(
     finally:
         torch.set_float32_matmul_precision(was)
 
+# %% ../nbs/00_core.ipynb #e3f1fe88
 @dataclass(frozen=True)
 class Settings:
     "Where and how a run runs; checked when made. What the run computes is in `presets.Preset`"

@@ -315,6 +315,7 @@ LATENT_CSS = '''.latent{font:14px/1.5 system-ui,sans-serif;max-width:70rem;overf
 
 DENSE = 0.1  # of all tokens: above it a latent is called dense
 
+# %% ../nbs/36_dashboard.ipynb #604158f4
 def _words_html(title: str, words: list, unit: str, digits: str) -> str:
     rows = ''.join(
         f'<tr><td><code>{shown(w.token, True)}</code></td><td class="n">{w.score:{digits}}</td></tr>' for w in words
@@ -351,6 +352,7 @@ def _ngrams_html(c: 'Latent') -> str:
         f'<tbody>{rows}</tbody></table></section>'
     )
 
+# %% ../nbs/36_dashboard.ipynb #399deef0
 def latent_html(
     c: 'Latent',  # what there is to see
     link: Callable | None = None,  # number of a latent -> HTML of a link to it; None: the number
@@ -403,6 +405,7 @@ class Words:
         if i not in self.known: self.known[i] = self.tokenizer.decode([i])
         return self.known[i]
 
+# %% ../nbs/36_dashboard.ipynb #5a8e5d65
 class Dashboard:
     "What the latents of an SAE look like; see `dashboard`"
     def __init__(self,
@@ -693,6 +696,7 @@ $('form').addEventListener('submit', e => { e.preventDefault(); show(); });
 show();
 '''
 
+# %% ../nbs/36_dashboard.ipynb #cbb5dd8a
 PAGE_CSS = '''html{color-scheme:light dark;background:Canvas;color:CanvasText}
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:70rem;padding:.6rem 1rem 3rem;overflow-wrap:anywhere}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin-bottom:.6rem}a{color:LinkText}
@@ -711,6 +715,7 @@ tbody tr{border-bottom:1px solid #8886;padding:.4rem 0}th,td{padding:.05rem 0}.n
 td:nth-child(2)::before{content:"frequency "}td:nth-child(3)::before{content:"fires on "}
 td:nth-child(4)::before{content:"promotes "}}'''
 
+# %% ../nbs/36_dashboard.ipynb #4bfbc871
 def _page(title: str, key: str, css: str, policy: str, body: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="page-key" content="{key}">\n'

@@ -47,8 +47,9 @@ from jumprelu_sae.train import (
 class OtherFailed(StreamError):
     "Another process cannot go on, so this one does not either"
 
-LONG = timedelta(days=7) # one may train or harvest longer than another; who fails is heard otherwise
+LONG = timedelta(days=7) # one may train or harvest longer than another; a failure is noticed in other ways
 
+# %% ../nbs/22_distributed.ipynb #0a95331c
 class Ranks:
     "The processes of one run: who am I, and what do we have together? Alone, every method returns what it was given"
     OPS = dict(sum=dist.ReduceOp.SUM, min=dist.ReduceOp.MIN, max=dist.ReduceOp.MAX)
@@ -187,7 +188,7 @@ def joint_mean(
 @torch.no_grad()
 def joint_line(
     v: Tensor, # this rank's values, (n_values,) float32 or float64; any number of them, also none
-    n: int, # how many of all ranks' shall be kept
+    n: int, # how many to keep, of all ranks' together
     ranks: Ranks, # who takes part
 ) -> tuple[Tensor, int]: # the n-th largest of all, and how many equal to it are kept; 0., 0 if fewer are positive
     "The n-th largest positive value of all ranks, exactly, by counting two bytes at a time from the first to the last"

@@ -274,6 +274,7 @@ class StreamedActivations(Activations):
         here['parts']['train']['massive_in'] = self.sample
         return here
 
+# %% ../nbs/43_experiment.ipynb #0ebc9355
 def streamed_activations(
     lm: LM, # language model
     p: Preset, # what to run
@@ -281,7 +282,7 @@ def streamed_activations(
     bucket: int, # activations that are mixed
     folder: Path, # of the run: keeps what is fitted
     ranks: Ranks, # who takes part
-    shared: bool = False, # shall they share the model's work, and be read by all in step?
+    shared: bool = False, # share the model's work, with all reading in step?
 ) -> StreamedActivations:
     "What `activations` makes, but for the store of the training side"
     tokens, known, in_split = read_tokens(lm, p, ranks)
@@ -370,6 +371,7 @@ def is_finished(
         found_identity(sae)))
     return False
 
+# %% ../nbs/43_experiment.ipynb #7c6334d8
 class OwnSettings:
     "In front of a Trainer: each SAE has training settings of its own; batch, steps and log are everybody's"
     def __init__(self,
@@ -411,6 +413,7 @@ class SweepTrainer(OwnSettings, Trainer):
 class DistSweepTrainer(OwnSettings, DistTrainer):
     "The same on several processes"
 
+# %% ../nbs/43_experiment.ipynb #861f1671
 def new_trainer(
     group: list[Job], # of one seed
     acts: Activations, # what to train on
@@ -450,6 +453,7 @@ def resumed(
         return None
     return tr
 
+# %% ../nbs/43_experiment.ipynb #657f53e7
 def keep_finished(
     job: Job, # what was trained
     tr: Trainer, # at its last step
@@ -700,6 +704,7 @@ class Worker:
         if code >= 0: how = f'ended (status {code}{": " + last[0] if last else ""})'
         return f'the worker process of {name} {how}: run again, and it goes on from its last checkpoint'
 
+# %% ../nbs/43_experiment.ipynb #1fe7ae6b
 class SweepProgress:
     "One line: how many SAEs of how many, and the time left; on a terminal at once, elsewhere twice a minute"
     EVERY = 30. # seconds between lines
@@ -736,6 +741,7 @@ class SweepProgress:
             self.told = self.clock()
             log.info('%s', self.line())
 
+# %% ../nbs/43_experiment.ipynb #05afa978
 class Pool:
     "Worker processes for one kind of task; see `run`"
     def __init__(self,
@@ -772,7 +778,7 @@ class Pool:
         return [self.results[i] for i in range(len(self.names))]
 
     def next(self, w: Worker) -> None: # its next task, or its end
-        on = not (w.left or self.stop or self.failure)  # else whoever has just finished gets nothing more
+        on = not (w.left or self.stop or self.failure)  # else a worker that has just finished gets nothing more
         if self.waiting and on: w.give(self.waiting.pop(0))
         else: w.leave()
 
@@ -1006,6 +1012,7 @@ def open_run(
         return lm, now
     with clock('model'): return ranks.in_turn(open_and_decide)
 
+# %% ../nbs/43_experiment.ipynb #d0d9a3e6
 def make_activations(
     lm: LM, # language model
     p: Preset, # the run
@@ -1037,6 +1044,7 @@ def get_activations(
     lm, settings = open_run(p, settings, out, clock, ranks)
     return make_activations(lm, p, settings, out, clock, ranks), settings
 
+# %% ../nbs/43_experiment.ipynb #9667e806
 def interpret_all(
     all_jobs: list[Job], # finished
     acts: Activations, # on what
@@ -1047,6 +1055,7 @@ def interpret_all(
     return interpret_run({j.name: out/'saes'/j.name for j in all_jobs}, acts, latents, out=out/'interpret',
         fit='train' if acts.in_memory else 'val')
 
+# %% ../nbs/43_experiment.ipynb #7f7d5695
 def run_experiment(
     preset: str|Preset = 'laptop', # a name, or a preset of one's own
     settings: Settings = Settings(), # device, number format, folder (default: reports/<preset>), …

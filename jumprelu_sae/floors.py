@@ -172,7 +172,7 @@ KINDS = ('pca', 'neurons', 'rotation', 'random')
 def half_directions(
     kind: str,         # 'pca', 'neurons', 'rotation' (orthonormal) or 'random' (unit vectors)
     acts,              # activations with a training side
-    frequency: float,  # share of training tokens on which each latent shall fire, such as L0/d_sae
+    frequency: float,  # share of training tokens on which each latent is to fire, such as L0/d_sae
     seed: int = 0,     # of the directions, where they are drawn
 ) -> SAE:              # finished JumpReLU SAE of 2·d_in latents: i is +direction i, d_in + i its opposite
     "Both halves of d_in directions, cut where each fires as often as asked; UserError for an unknown kind"

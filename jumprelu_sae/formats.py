@@ -495,6 +495,7 @@ FOLDED = (None, False, 'none', 'expected_average_only_in', 'covariance_whitening
 LEGACY_ACTS = dict(relu={}, topk=dict(architecture='topk'))  # legacy SAELens' activation_fn -> what it settles
 RENAMED = dict(hook_point='hook_name', activation_fn_str='activation_fn')  # legacy SAELens
 
+# %% ../nbs/39_formats.ipynb #3d05666d
 def _is_legacy(cfg: dict) -> bool:
     "Was it written before SAELens 6?"
     meta = cfg.get('metadata')
@@ -530,6 +531,7 @@ def _our_word(cfg: dict) -> dict:
     ours = meta.get('jumprelu_sae') if isinstance(meta, dict) else None
     return ours if isinstance(ours, dict) else {}
 
+# %% ../nbs/39_formats.ipynb #706e7694
 def read_saelens(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     "`cfg.json` and `sae_weights.safetensors`, of version 6 or before"
     folder = where.parent if where.is_file() else where
@@ -600,6 +602,7 @@ DICT_CLASSES = dict(
     MatryoshkaBatchTopKSAE=DictClass('batchtopk', PLAIN | dict(threshold=''), True, ('k', 'group_sizes')),
 )
 
+# %% ../nbs/39_formats.ipynb #98d5ae84
 def _dict_class(w: Weights, says: dict, said: dict, path: Path) -> DictClass:
     "The class that the settings name, or the only one whose tensors these are"
     if says['dict_class'] is None:
@@ -619,6 +622,7 @@ def turned(
     turn = {k for k, (old, _) in t.items() if old in ('encoder.weight', 'decoder.weight')}
     return {k: v.T if k in turn else v for k, (_, v) in t.items()}
 
+# %% ../nbs/39_formats.ipynb #cda34425
 def read_dictionary_learning(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     "`ae.pt`, at the end of a run or within one, and `config.json`"
     path = where if where.is_file() else where / 'ae.pt'
@@ -750,6 +754,7 @@ def _has_thresholds(gate: str) -> bool:
     "Does each latent of this gate have a threshold of its own?"
     return hasattr(make_sae(SAEConfig(gate, 1, 1, **own_settings(gate, dict(k=1)))), 'theta_param')
 
+# %% ../nbs/39_formats.ipynb #1ac6b5f5
 def read_llamascopium(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     "`config.json` and `sae_weights.safetensors`"
     folder = where.parent if where.is_file() else where
@@ -784,6 +789,7 @@ def read_llamascopium(where: Path, said: dict) -> tuple[Parts, Path, dict]:
     parts = Parts(gate, pre_bias=bool(says['pre_bias']), own=own, unit=_unit(says, path), says=says, **t)
     return _norms_in_gate(parts, said, name), path, cfg
 
+# %% ../nbs/39_formats.ipynb #8ed43c03
 def _norms_in_gate(p: Parts, said: dict, path: Path) -> Parts:
     "The gate in units of the decoder's norm: into the thresholds, or into the weights of a gate that compares latents"
     n = _decoder_norms(p.W_dec)
@@ -847,6 +853,7 @@ READERS: dict[str, Callable] = dict(ours=read_ours, ours_1=read_ours, saelens=re
     sparsify=read_sparsify, llamascopium=read_llamascopium, llama_scope=read_llama_scope, qwen_scope=read_qwen_scope,
     openai=read_openai)
 
+# %% ../nbs/39_formats.ipynb #53388e7f
 def layouts_of(
     names: list,  # of files, relative to the folder of one SAE, here or on a server
 ) -> list[str]:  # keys of `FILES`; 'saelens' stands for 'ours', too
@@ -887,6 +894,7 @@ def _by_tensors(path: Path) -> str:
         return 'openai'
     return 'qwen_scope' if set(d) == set(PLAIN) else 'dictionary_learning'
 
+# %% ../nbs/39_formats.ipynb #687dfb39
 def _settle(says: dict, said: dict, path: Path, layout: str) -> None:
     "Take what else was said; UserError for an answer to a question that this layout leaves to nobody"
     for name in said:

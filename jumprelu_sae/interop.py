@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .activations import Activations, held_out, trained_on
+from .activations import Activations, held_out, same_only_by_name, trained_on
 from .core import Result, UserError, check_device, is_number, is_whole
 from .core import make_folder, read_json, run_env, write_json
 from .evaluate import Evaluator, massive_rule
@@ -764,6 +764,8 @@ def check(
         return _overflown(sae, x, finite, expected)
     was, x = rounded(x), x.float()
     notes = [] if was is None else [f'these activations were rounded to {was}']
+    by_name = same_only_by_name(sae, acts) if isinstance(acts, Activations) else ''
+    if by_name: notes.append(by_name)
     got = l0_fvu(sae, x)
     if not expected: return Check('nothing to compare', got, expected, len(x), '', notes=notes)
     if misfit(got, expected) <= 1: return Check('agrees', got, expected, len(x), '', notes=notes)
@@ -831,6 +833,8 @@ def model_notes(
     text = (sae.metadata or {}).get('dataset_path')
     if text != acts.source:
         notes.append(f"the other SAE was trained on {text or 'a text it does not name'}, here it is {acts.source}")
+    by_name = same_only_by_name(sae, acts)
+    if by_name: notes.append(by_name)
     said = metrics_of(sae).get('l0')
     return notes + ([f'on its card the other SAE has L0 {said:.4g}'] if said else [])
 

@@ -263,6 +263,7 @@ def _look_up(keys, known, values):
     place = np.searchsorted(known, keys).clip(max=len(known) - 1)
     return np.where(known[place] == keys, values[place], 0)
 
+# %% ../nbs/32_interpret.ipynb #a4fd0a01
 @dataclass(repr=False, eq=False)
 class NGrams:
     "What a latent is expected to do after the last 1, 2, 3 tokens: an explanation that predicts, and that can be read"
@@ -684,6 +685,7 @@ def scores_result(
     arrays |= dict(found=[round(float(v), 4) for v in (found.mean(1) if found.size else np.zeros(10))])
     return Result(name, config, metrics, arrays)
 
+# %% ../nbs/32_interpret.ipynb #ce1bf2ff
 def _numbers(r):
     arrays = {k: _unpacked(r.arrays[k]) for k in KEPT} | dict(count=[int(x) for x in r.arrays['count'].split(',')])
     return replace(r, arrays=arrays | dict(found=r.arrays['found']))
@@ -714,6 +716,7 @@ def score_sae(
     r.metrics['cpu_seconds'] = round(time.process_time() - began, 2)
     return r
 
+# %% ../nbs/32_interpret.ipynb #4c103cbb
 def saved_saes(
     folder,          # of a run, or of SAEs
 ) -> dict:           # name -> folder of each SAE
@@ -753,6 +756,7 @@ def kept_scores(
 def sample_of(width: int, latents: int) -> range: # numbers of so many latents or a few more, spread evenly
     return range(0, width, max(1, width//latents))
 
+# %% ../nbs/32_interpret.ipynb #33ea1220
 def interpret_run(
     folder,              # of a run, or of SAEs; or name -> folder of an SAE
     acts: Activations,   # what they were trained on

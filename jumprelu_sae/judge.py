@@ -160,7 +160,7 @@ def material(
 # %% ../nbs/37_judge.ipynb #2e102331
 @runtime_checkable
 class Judge(Protocol):
-    "Whoever can be asked; may also have `logprobs`, `identity` and `count` (tokens of a text)"
+    "A judge that can be asked; may also have `logprobs`, `identity` and `count` (tokens of a text)"
     def complete(self, messages: list, max_tokens: int = 64, **kw) -> str: ...
 
 SYSTEM = (
@@ -581,6 +581,7 @@ class Round(NamedTuple):
     floor: bool
     questions: list
 
+# %% ../nbs/37_judge.ipynb #0b3080da
 def _rounds(materials: dict, tasks, says: dict, per_call: int, floor: bool) -> list:
     "What is asked, given explanations; one that is not there yet counts with the most characters it may have"
     known, out = list(materials), []
@@ -620,6 +621,7 @@ def plan_study(
     cost = estimate(judge, [q for r in rounds for q in r.questions], weigh) + estimate(explainer or judge, ask)
     return Plan(materials, [l for l, m in drawn.items() if not m], ask, cost)
 
+# %% ../nbs/37_judge.ipynb #02d146f0
 def study(
     judge,  # who is asked; wrap it in `Remembered` to be able to stop
     fit: Firings,  # to explain from, such as of the training side
@@ -671,6 +673,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 LOCAL = ('localhost', '127.0.0.1', '::1')
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses after which one asks again
 
+# %% ../nbs/37_judge.ipynb #745e2cf9
 class OpenAIJudge:
     "A model behind an endpoint that speaks OpenAI's chat dialect"
     def __init__(self,
@@ -875,6 +878,7 @@ def neuronpedia_json(
         check_neuronpedia(b)
     return batches
 
+# %% ../nbs/37_judge.ipynb #35e428e3
 def check_neuronpedia(
     batch: dict,  # as `neuronpedia_json` makes it
 ) -> None:
@@ -936,6 +940,7 @@ def _check_text(v: dict, at: str, want: Callable) -> None:
         'want quantileMin ≤ quantileMax, and a share of firings',
     )
 
+# %% ../nbs/37_judge.ipynb #cd2e4440
 def save_neuronpedia(
     folder: str | Path,  # made if needed
     batches: list,  # of `neuronpedia_json`

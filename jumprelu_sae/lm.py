@@ -421,6 +421,7 @@ def _place(name):
     if is_path: raise UserError(f'there is no folder {text!r}: check the path')
     return text
 
+# %% ../nbs/11_lm.ipynb #4c02f795
 def _known(name, kind):
     "The family of a model; UserError for one that has no row in the table"
     if isinstance(kind, str) and kind in FAMILIES: return FAMILIES[kind].name
@@ -438,6 +439,7 @@ def _family(name, revision):
     config = read_json(file)
     return _known(name, config.get('model_type') if isinstance(config, dict) else None)
 
+# %% ../nbs/11_lm.ipynb #3e01ae74
 def load_tokenizer(
     name: str|Path,             # Hub name or folder
     revision: str|None = None,  # Hub revision
@@ -457,6 +459,7 @@ def _tokenizer(given, name, revision=None):
     if callable(getattr(given, 'encode', None)) and hasattr(given, 'pad_token_id'): return given
     raise UserError(f'{type(given).__name__} is no tokenizer: give a loaded one, its name or its folder')
 
+# %% ../nbs/11_lm.ipynb #c7baa01f
 def _weights(name, family, device, dtype, attn, revision):
     "A checkpoint's model on its device, all of its weights from its files"
     from transformers import AutoModelForCausalLM

@@ -161,6 +161,7 @@ def check_grid(p: Preset) -> None:
         except UserError as e:
             raise UserError(f'preset {p.name}, {arch}: {e}') from None
 
+# %% ../nbs/41_presets.ipynb #57403152
 LARGE = 10**6  # activations seen, from which on a run is meant to arrive somewhere: smaller ones only have to run
 
 def steps_to_threshold(
@@ -203,6 +204,7 @@ def check_schedule(
             f'{need * cfg.batch:,} activations (n_train times passes), or start the thresholds elsewhere'
         )
 
+# %% ../nbs/41_presets.ipynb #0f9e0544
 def check_schedules(p: Preset) -> None:
     "Schedules of a large run that fit its length, for every SAE of the grid"
     for name in ('licences', 'departures'):
@@ -226,6 +228,7 @@ def check_schedules(p: Preset) -> None:
 # %% ../nbs/41_presets.ipynb #1f98a470
 L0S = (16, 32, 64, 128)
 
+# %% ../nbs/41_presets.ipynb #35759701
 GEMMA = "Gemma Terms of Use"
 PILE = 'hf:monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119'
 LICENCES = {  # what can be read -> under which terms; everything that speaks of licences takes them from here
@@ -249,6 +252,7 @@ def licence_of(
     "What the run's preset says, else what is known of the name"
     return preset.get('licences', {}).get(name) or LICENCES.get(name, 'see its card')
 
+# %% ../nbs/41_presets.ipynb #b884cadd
 UNTUNED = Departure(
     'Learning rates and bandwidth are those tuned on the laptop preset; at this size nothing was tuned.',
     dict(recipe='short'),
@@ -298,6 +302,7 @@ FULL = replace(
     ),
 )
 
+# %% ../nbs/41_presets.ipynb #8629abe2
 GEMMA_2B = replace(
     LAPTOP,
     name='gemma-2-2b',
@@ -344,6 +349,7 @@ GEMMA_9B = replace(
     ),
 )
 
+# %% ../nbs/41_presets.ipynb #04e3448b
 SCOPE = replace(
     LAPTOP,
     name='scope-270m',
@@ -388,6 +394,7 @@ SCOPE_SOTU = replace(
 
 PRESETS = {p.name: p for p in (TINY, LAPTOP, FULL, SCOPE_SOTU, SCOPE, GEMMA_2B, GEMMA_9B)}
 
+# %% ../nbs/41_presets.ipynb #9cf30137
 def get_preset(
     name: str, # of a preset
     **changes, # fields to change, None: as they are

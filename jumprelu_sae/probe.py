@@ -90,6 +90,7 @@ def without_memory(
     if hasattr(sae, 'in_selection_phase'): sae.in_selection_phase.fill_(False)
     return sae
 
+# %% ../nbs/42_probe.ipynb #2160031e
 def step_bytes(
     p: Preset, # the run
     arch: str, # of its grid
@@ -113,6 +114,7 @@ def step_bytes(
             sae.after_step()
     return (3 + bool(plan.train.beta1))*n, live.peak
 
+# %% ../nbs/42_probe.ipynb #5980b30b
 def on_paper(
     p: Preset, # the run
     lm: LM, # its model, may be on the device `meta`

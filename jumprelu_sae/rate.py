@@ -356,6 +356,7 @@ class _Drawing:
         return [(*self.item('repeat', r[0]['arm'], r[0]['group'], r[0]['stratum'], r[0]['latent'], r[2], block=1), r[0])
             for r in turns[:n]]
 
+# %% ../nbs/33_rate.ipynb #3e9bf5e9
 def _sealed(rows, draw, title, made):
     "Random ids, items in the order of their ids, and the two halves of the study"
     ids = []
@@ -510,7 +511,7 @@ function rating(model, el) {
   const say = joined(study, log(), kept.read())
   el.append(root)
 
-  function send(records) { // to the browser's own store, and to whoever keeps the file
+  function send(records) { // to the browser's own store, and to the kernel, which keeps the file
     for (const r of records) s.unsaved.set(r.rid, r)
     model.send({type: 'append', records, kept: kept.add(records)})
   }
@@ -657,7 +658,7 @@ function rating(model, el) {
     const help = h('dl', {class: 'help'}, KEYS.map(([k, v]) => [h('dt', {}, h('kbd', {}, k)), h('dd', {}, v)]))
     const body = item ? h('article', {'data-item': id}, mine.odd ? judging(item, mine) : intruder(item))
       : h('article', {class: 'end'}, h('h2', {}, 'All done. Thank you.'),
-        h('p', {}, 'Download the ratings and send the file to whoever asked you.'))
+        h('p', {}, 'Download the ratings and send the file to the person who asked you.'))
     return [bar(by), h('p', {class: 'note', role: 'status'}, s.note), s.help ? help : null, body,
       h('footer', {}, files(), button('Another rater', () => { s.rater = ''; s.note = ''; draw() }))].filter(Boolean)
   }
@@ -1009,6 +1010,7 @@ def _codes(things):
     names = {t: i for i, t in enumerate(dict.fromkeys(things))}
     return np.array([names[t] for t in things], int), len(names)
 
+# %% ../nbs/33_rate.ipynb #50078102
 def latent_draws(
     cells,         # cell (arm and stratum) of each latent, (latents,)
     n: int = 1000, # draws
@@ -1038,6 +1040,7 @@ def _value(rows, what):
     if what == 'yes': return np.array([float(r.judge == 'yes') if r.judge else math.nan for r in rows])
     return np.array([getattr(r, what) for r in rows])
 
+# %% ../nbs/33_rate.ipynb #14e3e1fd
 def difference(
     rows: list,          # Ratings
     a: str, b: str,      # arms
@@ -1404,6 +1407,7 @@ def _single(x, y, test, k, width):
 TOOLS = {'logistic regression': _logistic, 'nearest neighbours': _nearest, 'nearest centroid': _centroid,
     'best single number': _single}
 
+# %% ../nbs/33_rate.ipynb #fa3e73e0
 class Guess(NamedTuple):
     "How well an inspector does"
     tool: str
@@ -1422,6 +1426,7 @@ def wilson(
     mid, half = (k + z*z/2)/(n + z*z), z*math.sqrt(k*(n - k)/n + z*z/4)/(n + z*z)
     return float(mid - half), float(mid + half)
 
+# %% ../nbs/33_rate.ipynb #32bc787d
 def _views(page, key):
     "Latents' ids and what the inspector sees of them, turned into as few dimensions as there are items: distances stay"
     feats = page_features(page)
@@ -1459,6 +1464,7 @@ def inspect_page(
     ids, views = _views(page, key)
     return _inspected(views, [key['items'][i]['arm'] for i in ids], folds, seed)
 
+# %% ../nbs/33_rate.ipynb #360741f2
 def chance_of_best(
     page: dict, key: dict, # of a Study
     n: int = 99,           # permutations

@@ -218,6 +218,7 @@ def _length(run: Run, name: str) -> str:
         said[f'{100*v:g} % of the run' if v < 1 else f'{v:,.0f} steps'] = None
     return ' or '.join(said)
 
+# %% ../nbs/50_reproduction.ipynb #5e45cc85
 def data_departures(run: Run) -> list[dict]:
     "Model, text and how activations are prepared"
     p, f = run.preset, run.facts
@@ -268,6 +269,7 @@ def data_departures(run: Run) -> list[dict]:
     )
     return rows
 
+# %% ../nbs/50_reproduction.ipynb #61613e18
 def training_departures(run: Run) -> list[dict]:
     "Rates, schedules and what each architecture is given"
     steps = run.preset['n_train'] * run.preset.get('passes', 1) // run.preset['batch']
@@ -356,6 +358,7 @@ def training_departures(run: Run) -> list[dict]:
         )
     return rows
 
+# %% ../nbs/50_reproduction.ipynb #bf36bc5a
 def departures(
     run: Run,  # a finished run
 ) -> list[dict]:  # what, paper, ours, effect
@@ -377,7 +380,7 @@ def departures(
 
 # %% ../nbs/50_reproduction.ipynb #f42a13a7
 class Html(str):
-    "Text that notebooks show as HTML; whoever makes one has escaped what came from outside"
+    "Text that notebooks show as HTML; what came from outside was escaped when it was made"
     def _repr_html_(self) -> str: return str(self)
 
 # %% ../nbs/50_reproduction.ipynb #878e208a

@@ -162,6 +162,7 @@ class Selection(NamedTuple):
     k: int # how many of each example
     joint: bool # k·batch of the whole batch instead
 
+# %% ../nbs/04_sae.ipynb #f790e1a9
 class _Base(nn.Module):
     "Encoder, decoder, and the care of the weights"
 
@@ -631,27 +632,13 @@ class JumpReLUConfig(SAEConfig):
             f'target_l0={self.target_l0} with start={self.start!r}: want at least 1',
         )
 
+# %% ../nbs/04_sae.ipynb #d045a8b5
 PENALTIES = dict( # (latent activations, the step of eq 12) -> what is charged
     l0=lambda f, step: step, l1=lambda f, step: f, tanh=lambda f, step: (4*f).tanh())
 
-@register(
-    'jumprelu',
-    label='JumpReLU',
-    color=PALETTE['blue'],
-    marker='o',
-    config=JumpReLUConfig,
-    setting='target_l0',
-    tuning=dict(knob='bandwidth', values=(0.05, 0.1)),
-    recipes=dict(
-        short=dict(
-            sae=dict(start='topk', coef=10.0, bandwidth=0.05, aux_coef=AUXK, dead_coef=0.01),
-            train=dict(lr=4e-3, beta1=0.9, lr_decay=0.5, threshold_lr=1e-2, start=0.5),
-        ),
-        paper=dict(setting='coef', sae=dict(bandwidth=0.001, theta_init=0.001), train=dict(lr=7e-5)),
-    ),
-)
-class JumpReLUSAE(SAE):
-    "JumpReLU, eqs 8 and 9, trained through the straight-through estimators of `ste` on raw pre-activations"
+# %% ../nbs/04_sae.ipynb #cf621c5d
+class _JumpReLU(SAE):
+    "Thresholds, the gate and its penalty: eqs 4, 8 and 9"
 
     float32_always = ('theta_param',)
 
@@ -686,6 +673,13 @@ class JumpReLUSAE(SAE):
             f, size = f.view_as(pre), size.view_as(pre).sum(-1, dtype=torch.promote_types(size.dtype, torch.float32))
         return f, self.penalty(size)
 
+    def penalty(self, size: Tensor) -> Tensor:  # what the penalty counts, (batch,) -> scalar
+        "Eq. 9's sparsity term, or the squared distance of L0 from its target"
+        c = self.cfg
+        if c.target_l0 is None:
+            return c.coef * size.mean()
+        return c.coef * ((size if c.per_example else size.mean()) / c.target_l0 - 1).square().mean()
+
     def activate_pairs(
         self,
         pre: Tensor,  # pre-activations of any pairs (example, latent), (n,)
@@ -703,35 +697,36 @@ class JumpReLUSAE(SAE):
         step = step_ste(pre, theta, c.bandwidth, K) if c.penalty == 'l0' else None
         return f, PENALTIES[c.penalty](f, step)
 
-    def penalty(self, size: Tensor) -> Tensor:  # what the penalty counts, (batch,) -> scalar
-        "Eq. 9's sparsity term, or the squared distance of L0 from its target"
-        c = self.cfg
-        if c.target_l0 is None:
-            return c.coef * size.mean()
-        return c.coef * ((size if c.per_example else size.mean()) / c.target_l0 - 1).square().mean()
-
-    def support_threshold(self) -> Tensor | None:
-        "The lower end of the window; None for a kernel that never ends"
-        half = KERNELS[self.cfg.kernel].half_width
-        return None if math.isinf(half) else self.threshold.detach() - self.cfg.bandwidth * half
-
-    def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]:
-        if self.selection:
-            return pre.relu(), pre.new_zeros(())
-        f, size = self.activate_pairs(pre, self.threshold.index_select(0, pairs.latent), pairs.n_rows)
-        return f, self.penalty(pairs.row_sums(size))
-
-    def aux(self, err: Tensor, err_hat: Tensor | None, pre: Tensor, idx: Tensor) -> Tensor:
-        "AuxK, and the pre-activation loss that lifts dead latents towards their thresholds"
-        lift = 0.0
-        if self.cfg.dead_coef and not self.selection:
-            lift = (self.threshold.detach()[idx] - pre).relu().sum(-1).mean()
-        return super().aux(err, err_hat, pre, idx) + self.cfg.dead_coef * lift
-
     def activations(self, pre: Tensor) -> Tensor:
         if self.selection:
             return self.gate(pre)[0]
         return jumprelu_ste(pre, self.threshold, self.cfg.bandwidth)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        super().after_step()
+        if not self.cfg.log_threshold:
+            self.theta_param.clamp_min_(1e-6)
+
+# %% ../nbs/04_sae.ipynb #ac3d6d90
+@register(
+    'jumprelu',
+    label='JumpReLU',
+    color=PALETTE['blue'],
+    marker='o',
+    config=JumpReLUConfig,
+    setting='target_l0',
+    tuning=dict(knob='bandwidth', values=(0.05, 0.1)),
+    recipes=dict(
+        short=dict(
+            sae=dict(start='topk', coef=10.0, bandwidth=0.05, aux_coef=AUXK, dead_coef=0.01),
+            train=dict(lr=4e-3, beta1=0.9, lr_decay=0.5, threshold_lr=1e-2, start=0.5),
+        ),
+        paper=dict(setting='coef', sae=dict(bandwidth=0.001, theta_init=0.001), train=dict(lr=7e-5)),
+    ),
+)
+class JumpReLUSAE(_JumpReLU):
+    "JumpReLU, eqs 8 and 9, trained through the straight-through estimators of `ste` on raw pre-activations"
 
     @torch.no_grad()
     def init_thresholds(
@@ -760,11 +755,23 @@ class JumpReLUSAE(SAE):
         if self.selection and after_start:
             self.end_start(x)
 
-    @torch.no_grad()
-    def after_step(self) -> None:
-        super().after_step()
-        if not self.cfg.log_threshold:
-            self.theta_param.clamp_min_(1e-6)
+    def aux(self, err: Tensor, err_hat: Tensor | None, pre: Tensor, idx: Tensor) -> Tensor:
+        "AuxK, and the pre-activation loss that lifts dead latents towards their thresholds"
+        lift = 0.0
+        if self.cfg.dead_coef and not self.selection:
+            lift = (self.threshold.detach()[idx] - pre).relu().sum(-1).mean()
+        return super().aux(err, err_hat, pre, idx) + self.cfg.dead_coef * lift
+
+    def support_threshold(self) -> Tensor | None:
+        "The lower end of the window; None for a kernel that never ends"
+        half = KERNELS[self.cfg.kernel].half_width
+        return None if math.isinf(half) else self.threshold.detach() - self.cfg.bandwidth * half
+
+    def gate_pairs(self, pre: Tensor, pairs) -> tuple[Tensor, Tensor]:
+        if self.selection:
+            return pre.relu(), pre.new_zeros(())
+        f, size = self.activate_pairs(pre, self.threshold.index_select(0, pairs.latent), pairs.n_rows)
+        return f, self.penalty(pairs.row_sums(size))
 
 # %% ../nbs/04_sae.ipynb #5a830ce8
 def make_sae(
@@ -837,6 +844,7 @@ def _check_folding(sae: SAE, new: SAE, scaler: Scaler, n: int = 64) -> None:
             ' a finish() of its own'
         )
 
+# %% ../nbs/04_sae.ipynb #a43aaaa4
 def finished_copy(
     sae: SAE,  # in training
     scaler: Scaler | None = None,  # the scale it was trained in; None: raw activations
@@ -861,6 +869,7 @@ def finished_copy(
     new.metadata, new.finished = given | dict(jumprelu_sae=ours), True
     return new.requires_grad_(False)
 
+# %% ../nbs/04_sae.ipynb #963db01a
 @torch.no_grad()
 def with_unit_rows(
     sae: SAE, # decoder rows of any norm; changed in place
@@ -1012,6 +1021,7 @@ def sae_folder(
         raise UserError(f'{name} holds no SAE (there is no such folder): give the folder that sae.save wrote')
     return Path(folder)
 
+# %% ../nbs/04_sae.ipynb #8528b350
 def read_sae_config(
     folder: str | Path,  # of a saved SAE
 ) -> dict:  # what `cfg.json` says, checked: architecture, sizes, flags
@@ -1037,6 +1047,7 @@ def read_sae_config(
         raise UserError(f'{path}: metadata is no object')
     return cfg
 
+# %% ../nbs/04_sae.ipynb #80892332
 def load_sae(
     folder: str | Path,  # what `SAE.save` wrote, a folder of SAELens' layout, or of our earlier format
     device: str = 'cpu',  # where to put it
@@ -1063,6 +1074,7 @@ def load_sae(
     sae.metadata, sae.finished = meta, True
     return sae.eval().requires_grad_(False).to(device)
 
+# %% ../nbs/04_sae.ipynb #e8b0ac54
 def _load_earlier(folder: Path) -> SAE:
     "The format before this one: sae.json and sae.safetensors, in scaled units with the scaler beside them"
     d = read_json(folder / 'sae.json')

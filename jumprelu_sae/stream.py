@@ -126,7 +126,7 @@ class Filler:
     def fill(self,
         data: dict|None,       # the memory of a bucket that is no longer needed, or None
         number: int,           # of the bucket
-        stop: Callable = lambda: False, # asked before each block: shall we give up?
+        stop: Callable = lambda: False, # asked before each block: should it stop?
     ) -> Bucket:               # with fewer than `size` activations if the source ended, or was stopped
         start, n, blocks = self.mark(), 0, 0
         while n < self.size and not stop():
@@ -151,7 +151,7 @@ def source_identity(
 
 # %% ../nbs/14_stream.ipynb #001adce7
 class Ahead:
-    "Runs `fn(stop)` in a thread, and on CUDA in a stream of its own; `stop()` says True when it shall give up"
+    "Runs `fn(stop)` in a thread, and on CUDA in a stream of its own; `stop()` says True when it has to give up"
     def __init__(self,
         fn: Callable,  # called with a function that says whether to give up
         side = None,   # a torch.cuda.Stream, or None

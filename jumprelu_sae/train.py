@@ -376,6 +376,7 @@ def sole_writer(
     finally:
         os.close(fd)
 
+# %% ../nbs/20_train.ipynb #6d5d9d40
 def write_checkpoint(
     folder: str | Path,  # where
     tensors: dict,  # name -> Tensor
@@ -417,6 +418,7 @@ def only(
         if f.name != name:
             f.unlink(missing_ok=True)
 
+# %% ../nbs/20_train.ipynb #2e1aa797
 def check_room(
     folder: str | Path,  # of the checkpoints
     size: int,  # bytes of one
@@ -430,6 +432,7 @@ def check_room(
             f'are free: free space, or give another folder'
         )
 
+# %% ../nbs/20_train.ipynb #0f4f9093
 def read_checkpoint(
     folder: str | Path,  # where
     *rest,  # identity, shapes and `optional`, as for `read_one`
@@ -521,6 +524,7 @@ def check_saes(
 def _key(sae: str, *rest: str) -> str: # a tensor's name in a checkpoint; an SAE's name may hold slashes
     return '/'.join([sae.replace('%', '%25').replace('/', '%2F'), *map(str, rest)])
 
+# %% ../nbs/20_train.ipynb #935fd7c5
 class Trainer:
     "Trains SAEs on one ActivationStream, and can be stopped, saved and resumed"
     def __init__(self,
@@ -738,6 +742,7 @@ def status(trainer: Trainer, terms: dict) -> str: # one line
         return f"loss {float(t['loss']):.3f} L0 {float(t['l0']):.0f} dead {trainer.dead(n)} {trainer.paths.now[n]}"
     return '; '.join(one(n, t) for n, t in terms.items())
 
+# %% ../nbs/20_train.ipynb #da55581f
 class Progress:
     "A bar on a terminal; elsewhere a line of logging twice a minute"
     EVERY = 30. # seconds between lines
@@ -765,6 +770,7 @@ class Progress:
         log.info('%s: step %d of %d, about %.0f s to go; '
             '%s', self.desc, step, n, (n - step)/max(rate, 1e-9), status(self.trainer, terms))
 
+# %% ../nbs/20_train.ipynb #bfba19e6
 class Cadence:
     "When a checkpoint is due: as often as asked, or so seldom that all of them take at most 2 % of the time"
     SHARE, AT_RISK = .02, 300. # of the time; seconds that a kill may cost
@@ -789,6 +795,7 @@ class Cadence:
         self.at = self.clock()
         self.cost = self.at - began
 
+# %% ../nbs/20_train.ipynb #4ae16c8a
 def keep_what_is_there(
     trainer: Trainer, # whose stream failed
     folder: str|Path, # for the checkpoint
@@ -801,6 +808,7 @@ def keep_what_is_there(
         log.info('saved at step %d in %s', trainer.step, folder)
     except Exception as e: log.warning('nothing newer than the last checkpoint could be saved in %s (%s)', folder, e)
 
+# %% ../nbs/20_train.ipynb #08c45f04
 def train_saes(
     trainer: Trainer, # what to train, on what
     folder: str|Path|None = None, # for checkpoints; None: none

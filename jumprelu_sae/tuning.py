@@ -114,6 +114,7 @@ def tune_apart(
         pool.run(n, progress, [1]*len(missing))
     return one
 
+# %% ../nbs/44_tuning.ipynb #4c407e04
 def tuning_row(
     job: Job, # one tuning run
     r: Result, # what came of it
@@ -135,6 +136,7 @@ def rows_to_keep(
         log.warning('%s: %d rows of other data or settings are taken out', path, len(rows) - len(keep))
     return keep
 
+# %% ../nbs/44_tuning.ipynb #bc135185
 def tune(
     preset: str | Preset = 'laptop',  # whose data
     settings: Settings = Settings(),  # device, folder (default: reports/<preset>-tuning), …

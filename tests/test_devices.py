@@ -509,7 +509,7 @@ def test_script_without_a_card(tmp_path):
     assert 'wants --out' in script('--cpu-tiny').stderr
 
 def test_script_without_saelens(tmp_path):
-    "A line that says what to do, and no file; whoever cannot run, and whoever dies, is a line too"
+    "A line that says what to do, and no file; one that cannot run, and one that dies, is a line too"
     args = ('--cpu-tiny', '--out', tmp_path/'out', 'peers-9b', '--saelens')
     for python, says in ((sys.executable, 'with sae-lens==6.54.12'), (tmp_path/'none', 'does not run')):
         if python == sys.executable and importlib.util.find_spec('sae_lens'): continue

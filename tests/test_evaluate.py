@@ -422,7 +422,7 @@ OTHERS = [(dict(site='resid.2'), 'site: "resid.2" here, "resid.1" in the SAE'),
 def test_elsewhere_is_refused_or_said(make, acts, kw, says, caplog):
     "The situation of faults/evaluate_elsewhere: another model, site, text or row length of the same width"
     sae, other = trained(acts), make(**kw)
-    # whoever reads activations before refusing fails
+    # reading activations before refusing would fail
     other.part = None
     with pytest.raises(UserError, match='elsewhere=True') as e: evaluate(sae, other, n_lm=100)
     assert says in str(e.value) and '\n' not in str(e.value)

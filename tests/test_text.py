@@ -39,7 +39,7 @@ def test_tokenizers_without_bos_or_pad():
     assert t.ids.tolist() == [[100,101,102,103], [104,2,2,2]] and t.n_tokens == 5
 
 def test_split_is_the_same_everywhere():
-    "A fixed answer: whoever changes the rule moves documents between training and test of everybody's results"
+    "A fixed answer: a change of the rule would move documents between training and test of everybody's results"
     parts = split_documents(generated_corpus(60))
     assert {k: [int(d.id.split('-')[1]) for d in parts[k]] for k in ('val', 'test')} == {'val': [1, 10, 11, 12, 17, 29, 48, 49], 'test': [23, 24, 37, 39, 54, 59]}
     code = 'from jumprelu_sae.text import *; print([d.id for d in split_documents(generated_corpus(60))["test"]])'
@@ -168,7 +168,7 @@ def test_each_document_is_read_once_by_one_worker(n):
     assert max(size) - min(size) < 5*(400/n)**.5
 
 def test_who_reads_is_the_same_everywhere():
-    "Fixed answers: whoever changes the rule has workers of two versions read a document twice or never"
+    "Fixed answers: after a change of the rule, workers of two versions would read a document twice or never"
     docs = generated_corpus(12)
     assert [worker_of(d, 3) for d in docs] == [2, 2, 0, 0, 2, 1, 0, 0, 2, 0, 1, 1]
     assert [worker_of(d, 3, 'salt') for d in docs] != [worker_of(d, 3) for d in docs] and [side_of(d) for d in docs] == ['train', 'val'] + ['train']*8 + ['val', 'val']

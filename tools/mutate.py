@@ -24,7 +24,7 @@ class Mutant:
     where: str  # function it is brought into
     file: str  # of the package
     old: str  # what stands there, exactly once
-    new: str  # what shall stand there
+    new: str  # what stands there instead
     tests: list  # what to run
 
     @property
