@@ -18,7 +18,9 @@ import re
 import shutil
 import sys
 import tokenize
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / 'docs' / '_build'
@@ -336,11 +338,11 @@ def assemble(src, root=ROOT):
     there = [n for n in extra if (src / f'{n}.md').exists()]
     tree = toctree(['Book <nbs/index>', 'Reference <api>', *there])
     write(src / 'index.md', with_links(readme, names, 'nbs/') + '\n' + tree)
-    modules = []
+    modules, lib = [], src.parent / 'lib' / LIB
     for p in sorted((root / LIB).glob('*.py')):
         source = p.read_text(encoding='utf-8')
         if p.stem not in ('__main__', '_modidx'):
-            write(src.parent / 'lib' / LIB / p.name, documented(source))
+            write(lib / p.name, documented(source))
         if not p.stem.startswith('_'):
             question = (ast.get_docstring(ast.parse(source)) or '').split('\n')[0]
             nb = by_module.get(p.stem)
@@ -358,15 +360,70 @@ def assemble(src, root=ROOT):
     keep = {p for p in made if isinstance(p, Path)}
     for old in set((src / 'nbs').rglob('*.ipynb')) - keep:
         old.unlink()
+    for old in {p.name for p in lib.glob('*.py')} - {p.name for p in (root / LIB).glob('*.py')}:
+        (lib / old).unlink()
+    return dict(pages=sorted(books.items()), modules=modules, names=sorted(names.items()), extra=there)
+
+
+# -- the build ---------------------------------------------------------------------------------------------------------
+def follow(shape, folder):
+    """Every page shows the contents, and Sphinx writes again only pages that changed themselves: where pages, titles or
+    modules came, went or changed, all pages are written again. Returns whether they are"""
+    text, file = json.dumps(shape, indent=1), folder / 'shape.json'
+    if file.exists() and file.read_text(encoding='utf-8') == text:
+        return False
+    file.unlink(missing_ok=True)  # until the pages are there: a build that is stopped begins again
+    shutil.rmtree(folder / 'html', ignore_errors=True)
+    return True
+
+
+class Page(HTMLParser):
+    "What a page refers to, and the places in it that can be referred to"
+
+    def __init__(self, text):
+        super().__init__()
+        self.targets, self.places = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for key, value in attrs:
+            if key in ('id', 'name'):
+                self.places.add(value)
+            elif key in ('href', 'src') and value and not re.match('[a-z]+:', value):
+                self.targets.append(value)
+
+
+def dead_links(html):
+    "(number of references inside the site, list of 'page: reference' for those that lead nowhere)"
+    pages = {p: Page(p.read_text(encoding='utf-8')) for p in html.rglob('*.html') if '_static' not in p.parts}
+    dead = []
+    for path, page in pages.items():
+        for target in page.targets:
+            file, _, place = target.partition('#')
+            there = (path.parent / unquote(file.partition('?')[0])).resolve() if file else path
+            lost = place and there in pages and unquote(place) not in pages[there].places
+            if not there.exists() or lost:
+                dead.append(f'{path.relative_to(html)}: {target}')
+    return sum(len(p.targets) for p in pages.values()), dead
 
 
 def build(root=ROOT, folder=BUILD):
-    "Put the pages together and call Sphinx, for which a warning is an error: its exit status"
+    "Put the pages together and call Sphinx, for which a warning is an error, then follow every link: exit status"
     from sphinx.cmd.build import build_main
 
-    assemble(folder / 'src', root)
-    places = ['-c', str(ROOT / 'docs'), '-d', str(folder / 'doctrees'), str(folder / 'src'), str(folder / 'html')]
-    return build_main(['-b', 'html', '-W', '--keep-going', '-q', *places])
+    shape, html = assemble(folder / 'src', root), folder.resolve() / 'html'
+    again = follow(shape, folder)
+    places = ['-c', str(ROOT / 'docs'), '-d', str(folder / 'doctrees'), str(folder / 'src'), str(html)]
+    code = build_main(['-b', 'html', '-W', '--keep-going', '-q', *places])
+    if code:
+        return code
+    links, dead = dead_links(html)
+    for line in dead:
+        print(f'dead link: {line}', file=sys.stderr)
+    if again and not dead:
+        write(folder / 'shape.json', json.dumps(shape, indent=1))
+    print(f'{len(list(html.rglob("*.html")))} files, {links:,} links, {len(dead)} of them dead')
+    return 1 if dead else 0
 
 
 def main(args):

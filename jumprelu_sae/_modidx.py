@@ -905,6 +905,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'jumprelu_sae/experiment.py'),
                                          'jumprelu_sae.experiment.train_group': ( 'experiment.html#train_group',
                                                                                   'jumprelu_sae/experiment.py'),
+                                         'jumprelu_sae.experiment.train_in_turn': ( 'experiment.html#train_in_turn',
+                                                                                    'jumprelu_sae/experiment.py'),
                                          'jumprelu_sae.experiment.train_part': ('experiment.html#train_part', 'jumprelu_sae/experiment.py'),
                                          'jumprelu_sae.experiment.what_differs': ( 'experiment.html#what_differs',
                                                                                    'jumprelu_sae/experiment.py'),

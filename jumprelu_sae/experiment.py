@@ -10,9 +10,9 @@ __all__ = ['log', 'STREAM_SHARE', 'STREAM_BYTES', 'BUCKET', 'DECIDED', 'LEFT_OPE
            'OwnSettings', 'SweepTrainer', 'DistSweepTrainer', 'new_trainer', 'in_checkpoint', 'resumed',
            'keep_finished', 'group_name', 'train_group', 'parts_of', 'cores', 'apart', 'kept_bytes', 'passes_of',
            'room_for', 'Orders', 'Said', 'do_tasks', 'worker', 'Worker', 'SweepProgress', 'Pool', 'train_part',
-           'train_all', 'shared_seconds', 'message_rate', 'choose_share', 'train_by_ranks', 'judged_on', 'found_result',
-           'evaluate_job', 'evaluate_all', 'as_preset', 'open_run', 'make_activations', 'get_activations',
-           'interpret_all', 'run_experiment', 'run_stages', 'Frontier', 'saved_results', 'frontier']
+           'train_in_turn', 'train_all', 'shared_seconds', 'message_rate', 'choose_share', 'train_by_ranks',
+           'judged_on', 'found_result', 'evaluate_job', 'evaluate_all', 'as_preset', 'open_run', 'make_activations',
+           'get_activations', 'interpret_all', 'run_experiment', 'run_stages', 'Frontier', 'saved_results', 'frontier']
 
 # %% ../nbs/43_experiment.ipynb #93b15e5a
 import base64, copy, importlib, json, logging, math, os, pickle, queue, resource, shutil, subprocess, sys, tempfile
@@ -476,6 +476,7 @@ def train_group(
     name: str|None = None, # of their checkpoint; None: from architecture and seed
     after_step: Callable|None = None, # called with the trainer after each step
     ranks: Ranks|None = None, # who shares each batch; None: this process alone
+    which: str = '', # such as '3 to 4 of 10 SAEs', for the progress
 ) -> tuple[int, int]: # how many were trained now; how many of all their steps were sparse
     "Train the jobs of one group that are not finished: first those that a checkpoint holds, then the others"
     folder, n, sparse = out/'checkpoints'/(name or group_name(group[0])), 0, 0
@@ -486,6 +487,7 @@ def train_group(
         several = len({j.arch for j in part}) > 1
         what = f'{len(part)} SAEs' if several else f'{part[0].arch} seed {part[0].seed}'
         if len(part) == 1: what = part[0].name
+        if which: what += f' ({which})'
         # the last checkpoint, so that a kill between two finished SAEs loses nothing; one alone is kept at once
         if ranks: train_together(tr, folder, settings.save_every, settings.progress, what, after_step)
         else: train_saes(tr, folder, settings.save_every, settings.progress, what, after_step, at_end=len(part) > 1)
@@ -812,8 +814,25 @@ def train_part(
     out: Path, # the run's folder
     settings: Settings = Settings(), # device, path, how often to save
     after_step: Callable|None = None, # called with the trainer after each step
+    which: str = '', # for the progress
 ) -> tuple[int, int]: # of `train_group`
-    return train_group(part[1], acts, out, settings, part[0], after_step)
+    return train_group(part[1], acts, out, settings, part[0], after_step, which=which)
+
+def train_in_turn(
+    parts: list[tuple[str, list[Job]]], # of `parts_of`
+    acts: Activations, # what to train on
+    out: Path, # the run's folder
+    settings: Settings, # device, path, how often to save
+    total: int, # SAEs of the run; those that are in no part are finished
+) -> list[tuple[int, int]]: # of `train_part`
+    "One part after the other in this process; how many SAEs there are is said after each"
+    done, at = [], total - sum(len(part) for _, part in parts)
+    for name, part in parts:
+        first, at = at + 1, at + len(part)
+        span = f'{first}' if len(part) == 1 else f'{first} to {at}'
+        done.append(train_part((name, part), acts, out, settings, which=f'{span} of {total} SAEs'))
+        if settings.progress: log.info('%d of %d SAEs', at, total)
+    return done
 
 def train_all(
     all_jobs: list[Job], # the run's
@@ -825,7 +844,7 @@ def train_all(
     n = apart(all_jobs, settings)
     names = passes_of(all_jobs, settings.device) if settings.store == 'stream' else None
     parts = parts_of(all_jobs, out, n == 1, names)
-    if n == 1: done = [train_part(p, acts, out, settings) for p in parts]
+    if n == 1: done = train_in_turn(parts, acts, out, settings, len(all_jobs))
     else:
         def unfinished(j): return not is_finished(out/'saes'/j.name, job_identity(j, acts), lambda *_: None)
         missing = {j.name for j in all_jobs if unfinished(j)}
@@ -835,7 +854,7 @@ def train_all(
         sizes = [sum(j.name in missing for j in part) for _, part in parts]
         n, one = min(room_for(n, all_jobs, acts), len(parts)), replace(settings, threads=settings.threads or 1)
         with threads(one.threads):
-            if n <= 1: done = [train_part(p, acts, out, one) for p in parts]
+            if n <= 1: done = train_in_turn(parts, acts, out, one, len(all_jobs))
             else:
                 pool = Pool('jumprelu_sae.experiment:train_part', parts, [name for name, _ in parts], acts, out, one)
                 progress = SweepProgress(len(all_jobs), len(all_jobs) - sum(sizes), settings.progress)

@@ -177,7 +177,7 @@ def summary(
     rivals, lines = opponents(run.results), ['', text_table(short_rows(run.results), TABLE), '']
     said = answers([r for r in run.results if r.config['arch'] in (SUBJECT, *rivals[:1])])
     if said:
-        lines += [f"Is {look(SUBJECT).label}'s error higher than {look(rivals[0]).label}'s at equal L0?",
+        lines += [f"Is {look(SUBJECT).label}'s error lower than {look(rivals[0]).label}'s at equal L0?",
             *(f'  {a}' for a in said), '']
     if run.means_nothing: lines += [NOTHING, '']
     if report: lines.append(f"report: {run.folder/'report.html'}")

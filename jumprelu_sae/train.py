@@ -737,10 +737,13 @@ def graceful(
         for s, h in old.items(): signal.signal(s, h)
 
 def status(trainer: Trainer, terms: dict) -> str: # one line
-    "Loss, L0, dead latents and path of each SAE"
+    "Loss, L0, dead latents and path of each SAE, with its name where there are several"
     def one(n, t):
         return f"loss {float(t['loss']):.3f} L0 {float(t['l0']):.0f} dead {trainer.dead(n)} {trainer.paths.now[n]}"
-    return '; '.join(one(n, t) for n, t in terms.items())
+    if len(terms) == 1: return ''.join(one(n, t) for n, t in terms.items())
+    seeds = {n.rpartition('-seed')[2] for n in terms}
+    same = f'-seed{seeds.pop()}' if len(seeds) == 1 else ''  # what all names end with tells nobody anything
+    return '; '.join(f'{n.removesuffix(same)}: {one(n, t)}' for n, t in terms.items())
 
 # %% ../nbs/20_train.ipynb #da55581f
 class Progress:

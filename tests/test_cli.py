@@ -151,7 +151,7 @@ def test_report_executes_and_fetches_nothing(capsys):
     lines = []
     reproduction.reproduce(p, 'out', progress=False, say=lines.append)
     printed = '\n'.join(lines)
-    assert "Is JumpReLU's error higher than TopK's" in printed and 'report: out/report.html' in printed and reproduction.NOTHING in printed
+    assert "Is JumpReLU's error lower than TopK's" in printed and 'report: out/report.html' in printed and reproduction.NOTHING in printed
     page, nb = Path('out/report.html').read_text(), json.loads(Path('out/report.ipynb').read_text())
     assert page.count('data:image/png') == 3 and 'JumpReLU</td>' in page and page.count(' alt="No desc') == 0
     assert not re.search(r'(src|href)="https?:', page) and '<script' not in page and "['" not in page

@@ -210,6 +210,33 @@ def test_dead_link_is_an_error(tmp_path):
     assert r.returncode and '03_three' in r.stderr
 
 
+@pytest.mark.skipif(PYTHON is None, reason='no Sphinx: it comes with `make docs`')
+def test_a_new_page_reaches_the_contents_of_every_other(tmp_path):
+    "Sphinx alone writes again only what changed; a page that goes takes its place in the contents with it"
+    folder = project(tmp_path)
+
+    def built():
+        r = subprocess.run([PYTHON, '-c', BUILD, docs, folder], capture_output=True, text=True)
+        assert r.returncode == 0 and 'links, 0 of them dead' in r.stdout, r.stderr
+        pages_now = sorted((folder / 'out/html/nbs').glob('0*.html'))
+        return {p.stem: ('Three' in p.read_text(encoding='utf-8'), p.stat().st_mtime_ns) for p in pages_now}
+
+    three, first = folder / 'nbs/03_three.ipynb', built()
+    assert built() == first, 'where nothing changed, nothing is written'
+    three.write_text(json.dumps(notebook(cell('# Three\n\n> What else?', 'markdown'))), encoding='utf-8')
+    assert [has for has, _ in built().values()] == [True, True, True]
+    three.unlink()
+    assert {k: has for k, (has, _) in built().items()} == {'01_one': False, '02_two': False}
+
+
+def test_dead_links_are_found_in_the_finished_pages(tmp_path):
+    (tmp_path / 'a b.html').write_text('<h1 id="top">A</h1><pre>href="x.html"</pre><a href="b.html#there">', encoding='utf-8')
+    good = '<a name="there"></a><a href="a%20b.html?q=1#top"><a href="#there"><a href="https://x.org/y"><img src="gone.png">'
+    (tmp_path / 'b.html').write_text(good + '<a href="a%20b.html#bottom">', encoding='utf-8')
+    links, dead = pages.dead_links(tmp_path)
+    assert links == 5 and sorted(dead) == ['b.html: a%20b.html#bottom', 'b.html: gone.png']
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(PYTHON is None, reason='no Sphinx: it comes with `make docs`')
 def test_site_works_from_the_disk(tmp_path, browser):
