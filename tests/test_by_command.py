@@ -121,7 +121,7 @@ def test_the_one_that_fails_has_the_last_word(tmp_path, fails, store, share):
 
 LAUNCHERS = dict(
     torchrun=['torch.distributed.run', '--nproc-per-node', '2', '--standalone'],
-    accelerate=['accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1',
+    accelerate=['accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
         '--mixed_precision', 'no', '--dynamo_backend', 'no', '--num_cpu_threads_per_process', '1'])
 
 @pytest.mark.timeout(600)
