@@ -546,7 +546,8 @@ def train_together(
     after_step: Callable|None = None, # called with the trainer after each step, on every rank
 ) -> DistTrainer: # the same one, at its last step
     "`train_saes` on every rank: resume, train, save, stop and fail at the same steps"
-    trainer._agreed, trainer.cadence = False, Cadence(save_every, trainer.checkpoint_bytes())
+    writes = folder if trainer.ranks.rank == 0 else None
+    trainer._agreed, trainer.cadence = False, Cadence(save_every, trainer.checkpoint_bytes(), folder=writes)
     def after(tr):
         if after_step: after_step(tr)
         if folder and tr.due and not tr.stop and tr.step < tr.cfg.n_steps: tr.save(folder)

@@ -338,7 +338,7 @@ GEMMA_9B = replace(
     departures=(
         Departure('{steps:,} steps of {batch:,} activations, and not 8 billion activations.'),
         Departure(
-            '{n_train:,} activations are harvested and read {passes} times; Gemma Scope read each once.', dict(passes=4)
+            '{n_train:,} activations, each trained on {passes} times; Gemma Scope trained on each once.', dict(passes=4)
         ),
         Departure(
             "The corpus is an open sample; Gemma Scope's is not known beyond 'pre-training text'.", dict(corpus=PILE)

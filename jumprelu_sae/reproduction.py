@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['log', 'REPORT_PACKAGES', 'TABLE', 'NOTHING', 'STYLE', 'QUESTION', 'SHOWN', 'PAGE', 'OPEN', 'TOLERANCE', 'LEFT_OUT',
-           'reproduce', 'with_changes', 'complete_run', 'Run', 'command_of', 'short_rows', 'answers', 'summary',
-           'latent_rows', 'data_departures', 'training_departures', 'departures', 'Html', 'as_html', 'as_list',
-           'one_sentence', 'why_different', 'first_figure', 'badge', 'first_screen', 'main_run', 'claim_list',
-           'report_source', 'report_cells', 'execute_cells', 'joined', 'slug', 'sections', 'described', 'page_body',
-           'make_report', 'setting_rows', 'evidence', 'committed', 'apart', 'beside', 'seeds_within',
-           'changed_settings', 'different_data', 'turned_verdicts', 'beside_lines', 'tuning_words', 'checklist']
+           'reproduce', 'with_changes', 'complete_run', 'Run', 'base_of', 'as_asked', 'command_of', 'short_rows',
+           'answers', 'summary', 'latent_rows', 'data_departures', 'training_departures', 'departures', 'Html',
+           'as_html', 'as_list', 'one_sentence', 'why_different', 'first_figure', 'badge', 'first_screen', 'main_run',
+           'claim_list', 'report_source', 'report_cells', 'execute_cells', 'joined', 'slug', 'sections', 'described',
+           'page_body', 'make_report', 'how_it_ran', 'setting_rows', 'evidence', 'committed', 'apart', 'beside',
+           'seeds_within', 'changed_settings', 'different_data', 'turned_verdicts', 'beside_lines', 'tuning_words',
+           'checklist']
 
 # %% ../nbs/50_reproduction.ipynb #37ed5514
 import html, json, logging, math, os, re
@@ -24,7 +25,7 @@ from .frontier import (SUBJECT, equal_l0_table, falsifier, frontier_figure, fron
     opponents, plot_difference, plot_frontier, text_table, wide_table, write_csv)
 from .interpret import DENOMINATORS, read_scores
 from .intervals import METRICS
-from .presets import PRESETS, Preset, departures_of, licence_of
+from .presets import PRESETS, Preset, departures_of, licence_of, rehearsal
 from .sae import in_order, look
 from .tuning import repo_root, tuning_file, winners
 
@@ -126,21 +127,40 @@ class Run:
     def means_nothing(self) -> bool: # a model with random weights has nothing to say
         return 'random weights' in str(self.facts['model'].get('source', ''))
 
+def base_of(
+    name: str, # of a run's preset
+) -> tuple[dict, list]: # the preset that the name stands for, as JSON has it; the options that choose it. {}: none
+    whole = name.removesuffix('-rehearsal')
+    if whole not in PRESETS: return {}, []
+    chosen, options = PRESETS[whole], ['--preset', whole]
+    if whole != name: chosen, options = rehearsal(chosen), [*options, '--rehearsal']
+    return json.loads(json.dumps(asdict(chosen))), options
+
+def as_asked(
+    run: Run, # a finished run
+    what: str, # 'store' or 'share'
+) -> list[str]: # the option that asked for it; [] where it was chosen by size or price
+    chosen = run.facts.get(what, {})
+    if not chosen.get('why', '').startswith('as asked'): return []
+    return [f'--{what}', chosen['kind' if what == 'store' else 'of']]
+
 def command_of(
     run: Run, # a finished run
 ) -> str: # as typed
     "The command that makes a run again, with every option that was given; a preset of one's own has none"
     p, options = run.preset, dict(model='--model', corpus='--corpus', site='--site', n_train='--tokens')
-    base = asdict(PRESETS[p['name']]) if p['name'] in PRESETS else {}
-    base = json.loads(json.dumps(base))
+    base, chosen = base_of(p['name'])
     changed = [k for k in base if k in p and k not in ('about', 'recipes') and p[k] != base[k]]
     if 'corpus' in changed and p['corpus'].partition('@')[0] == base['corpus']: changed.remove('corpus')
     if not base or not set(changed) <= options.keys():
-        return f"none: a preset of its own ({p['name']}), given to reproduce() in Python"
-    words = ['jumprelu-sae reproduce --preset', p['name'], *(f'{options[k]} {p[k]}' for k in changed)]
-    device = run.settings.get('device', 'cpu')
+        what = 'a rehearsal of a preset' if p['name'].endswith('-rehearsal') else 'a preset'
+        return f"none: {what} of its own ({p['name']}), given to reproduce() in Python"
+    several = run.facts.get('share', {}).get('processes', 1)
+    start = f'torchrun --nproc-per-node {several} -m jumprelu_sae' if several > 1 else 'jumprelu-sae'
+    words = [start, 'reproduce', *chosen, *(f'{options[k]} {p[k]}' for k in changed)]
+    device = run.settings.get('device', 'cpu').partition(':')[0]
     if device != 'cpu': words.append(f'--device {device}')
-    return ' '.join(words)
+    return ' '.join([*words, *as_asked(run, 'store'), *as_asked(run, 'share')])
 
 # %% ../nbs/50_reproduction.ipynb #b782e21e
 TABLE = ['architecture', 'setting', 'L0', 'FVU', 'delta LM loss', 'dead %', '> 10 % %', '> 1 % %']
@@ -721,13 +741,27 @@ def make_report(
     return folder/'report.html'
 
 # %% ../nbs/50_reproduction.ipynb #9f6b3691
+def how_it_ran(
+    run: Run, # a finished run; an early one does not say it
+) -> dict: # what -> in words
+    "Where its training activations and their tokens were, what its processes shared, and why"
+    store, share = run.facts.get('store', {}), run.facts.get('share', {})
+    kinds = dict(disk='on disk', stream='streamed from the model, never on disk')
+    where = dict(memory='in memory', file='mapped from a file')
+    out = {}
+    if 'kind' in store: out['training activations'] = f"{kinds[store['kind']]}; {store['why']}"
+    if 'tokens' in store: out['their tokens'] = f"{where[store['tokens']['kind']]}; {store['tokens']['why']}"
+    if share: out['processes'] = f"{share['processes']}, which shared {share['of']}; {share['why']}"
+    return out
+
 def setting_rows(
     run: Run,  # a finished run
 ) -> list[dict]:  # what was run, in two columns
     "The settings of a run that are the same for all its SAEs"
     p = run.preset
+    whole = p['name'].removesuffix('-rehearsal')
     d = dict(
-        preset=p['name'],
+        preset=p['name'] if whole == p['name'] else f'{whole}, a rehearsal',
         model=run.facts['model'].get('name', p['model']),
         site=p['site'],
         corpus=p['corpus'],
@@ -737,6 +771,7 @@ def setting_rows(
         seeds=', '.join(map(str, p['seeds'])),
         SAEs=len(run.results),
         device=run.env['device'],
+        **how_it_ran(run),
         command=command_of(run),
     )
     if run.means_nothing:
@@ -903,6 +938,7 @@ def checklist(
             + '; split by the hash of the document'
         ),
         'hyperparameters': tuning_words(run.tuning),
+        **how_it_ran(run),
         'hardware': (
             f"{env['device']}; peak memory {run.peak} GiB; {sum(run.stages.values())/60:.1f} minutes in the last call"
             " (what it found finished is not counted)"

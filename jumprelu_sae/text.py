@@ -465,14 +465,16 @@ def _pack_all(docs, tokenizer, seq_len):
     return _rows(*_concatenate(docs, tokenizer), [d.id for d in docs], tokenizer, seq_len)
 
 # %% ../nbs/10_text.ipynb #1e59da56
-def _spread(mask, max_tokens):
-    "Indices of evenly spaced rows which together hold at least `max_tokens` counted tokens"
-    n,k = len(mask), max(1, max_tokens // mask.shape[1])
+def _spread_counts(counts, width, max_tokens):
+    "Indices of evenly spaced rows which together hold at least `max_tokens` counted tokens; `counts` are the rows'"
+    n,k = len(counts), max(1, max_tokens // width)
     while True:
         rows = (torch.arange(k)*n + n//2) // k
-        lacking = max_tokens - int(mask[rows].sum())
+        lacking = max_tokens - int(counts[rows].sum())
         if lacking <= 0: return rows
-        k = min(n, k + 1 + lacking//mask.shape[1])
+        k = min(n, k + 1 + lacking//width)
+
+def _spread(mask, max_tokens): return _spread_counts(mask.sum(1), mask.shape[1], max_tokens)
 
 # %% ../nbs/10_text.ipynb #597bcb24
 def _cut(t, max_tokens, pad):

@@ -7,10 +7,10 @@ __all__ = ['log', 'TrainConfig', 'lr_factor', 'sparsity_factor', 'StreamError', 
            'run_step', 'train_step', 'Paths', 'Windows', 'code_facts', 'class_facts', 'start_marks', 'sae_facts',
            'train_key', 'CheckpointRefused', 'CheckpointDamaged', 'sole_writer', 'write_checkpoint', 'file_of', 'only',
            'check_room', 'read_checkpoint', 'read_one', 'adam_state', 'check_saes', 'Trainer', 'graceful', 'status',
-           'Progress', 'Cadence', 'keep_what_is_there', 'train_saes']
+           'Progress', 'Cadence', 'write_trial', 'keep_what_is_there', 'train_saes']
 
 # %% ../nbs/20_train.ipynb #85dc010d
-import contextlib, inspect, logging, math, os, shutil, signal, threading, time, warnings
+import contextlib, inspect, logging, math, os, shutil, signal, tempfile, threading, time, warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from jumprelu_sae.core import (
     make_folder,
     read_json,
     save_tensors,
+    sha256,
     write_json,
 )
 from .expected_loss import occupancy, starved
@@ -777,19 +778,34 @@ class Progress:
 class Cadence:
     "When a checkpoint is due: as often as asked, or so seldom that all of them take at most 2 % of the time"
     SHARE, AT_RISK = .02, 300. # of the time; seconds that a kill may cost
-    RATE = 5e8 # bytes a second, written and checksummed: a guess, until one was timed
+    RATE = 5e8 # bytes a second of a good disk, written and checksummed: for estimates
+    SLOW = 1e7 # of a bad one: what it writes within 2 % of AT_RISK needs no trial
+    TRIAL = 2**25 # bytes of a trial, of which half the rate is believed: a short write is kinder than a long one
 
     def __init__(self,
         every: float|None, # seconds; None: by the price
         size: int, # bytes of a checkpoint
         clock: Callable = time.monotonic, # seconds
-    ): self.every, self.clock, self.cost, self.at = every, clock, size/self.RATE, clock()
+        folder: str|Path|None = None, # where they are written: a trial there says the price; None: RATE does
+    ):
+        self.every, self.clock, self.began = every, clock, clock()
+        self.spent, self.cost = 0., size/self.RATE  # all that was written took, and one of it will take
+        if folder and every is None and size > self.SLOW*self.SHARE*self.AT_RISK: self.try_out(folder, size)
+        self.at = clock()
+
+    def try_out(self, folder: str|Path, size: int) -> None:
+        try: self.spent = write_trial(Path(folder), self.TRIAL, self.clock)
+        except OSError: return  # a checkpoint will say it better
+        self.cost = 2*size/self.TRIAL*self.spent
 
     @property
     def interval(self) -> float: # seconds from one to the next
         return max(self.AT_RISK, self.cost/self.SHARE) if self.every is None else self.every
 
-    def due(self) -> bool: return self.clock() - self.at > self.interval
+    def due(self) -> bool:
+        now = self.clock()
+        if now - self.at <= self.interval: return False
+        return self.every is not None or self.spent + self.cost <= self.SHARE*(now - self.began)
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]: # the writing of one
@@ -797,6 +813,23 @@ class Cadence:
         yield
         self.at = self.clock()
         self.cost = self.at - began
+        self.spent += self.cost
+
+def write_trial(
+    folder: Path, # of checkpoints, made if it is not there
+    n: int, # bytes
+    clock: Callable = time.monotonic, # seconds
+) -> float: # seconds
+    "How long it takes to write some noise, to the disk itself, and to read and checksum it as a checkpoint is"
+    make_folder(folder)
+    noise = os.urandom(n)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix='.trial-') as f:
+        began = clock()
+        f.write(noise)
+        f.flush()
+        os.fsync(f.fileno())
+        sha256(f.name)
+        return clock() - began
 
 # %% ../nbs/20_train.ipynb #4ae16c8a
 def keep_what_is_there(
@@ -835,7 +868,7 @@ def train_saes(
         stack.enter_context(graceful(trainer))
         show = Progress(trainer, desc, progress, clock)
         stack.callback(show.bar.close)
-        cadence = Cadence(save_every, trainer.checkpoint_bytes(), clock)
+        cadence = Cadence(save_every, trainer.checkpoint_bytes(), clock, folder)
         if folder: trainer.remember()
         while trainer.step < n and not trainer.stop:
             try: terms = trainer.one_step()

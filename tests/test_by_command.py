@@ -21,6 +21,7 @@ from jumprelu_sae.train import Trainer
 out, store, share, fails = sys.argv[1:]
 logging.basicConfig(level=logging.INFO if os.environ.get('RANK', '0') == '0' else logging.ERROR)
 experiment.BUCKET = 700
+if os.environ.get('WORLD_SIZE') == '2': experiment.TOKENS_IN_MEMORY = 1000  # streamed: tokens from a file
 where, _, who = fails.partition('@')
 if who == os.environ.get('RANK'):
     def broken(*a, **kw):
@@ -130,15 +131,22 @@ def test_one_is_killed_while_the_other_works_alone(tmp_path):
     assert seconds < 100  # of loading, training and ending
 
 
+LAUNCHERS = dict(
+    torchrun=['torch.distributed.run', '--nproc-per-node', '2', '--standalone'],
+    accelerate=['accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
+        '--mixed_precision', 'no', '--dynamo_backend', 'no', '--num_cpu_threads_per_process', '1'])
+
 @pytest.mark.timeout(600)
-def test_torchrun_reproduces(tmp_path):
-    "The command of the issue, whole: harvest, training, evaluation and a report by two processes"
-    args = ['--nproc-per-node', '2', '--standalone', '-m', 'jumprelu_sae', 'reproduce', '--preset', 'tiny', '--quiet']
-    args += ['--tokens', '2048', '--store', 'stream', '--out', str(tmp_path/'out')]
-    p = subprocess.run([sys.executable, '-m', 'torch.distributed.run', *args], env=env_of(tmp_path/'cache'),
+@pytest.mark.parametrize('launcher', LAUNCHERS)
+def test_a_launcher_reproduces(tmp_path, launcher):
+    "The commands of the issue, whole: harvest, training, evaluation and a report by two processes"
+    args = ['-m', 'jumprelu_sae', 'reproduce', '--preset', 'tiny', '--quiet', '--tokens', '2048']
+    args += ['--store', 'stream', '--out', str(tmp_path/'out')]
+    more = ['--main_process_port', free_port()] if launcher == 'accelerate' else []
+    p = subprocess.run([sys.executable, '-m', *LAUNCHERS[launcher], *more, *args], env=env_of(tmp_path/'cache'),
         capture_output=True, text=True, cwd=tmp_path)
     assert p.returncode == 0, p.stdout + p.stderr
     facts = read_json(tmp_path/'out/results.json')['facts']
-    print(facts['share'], facts['store'])
+    print(launcher, facts['share'], facts['store'])
     assert facts['share']['processes'] == 2 and facts['store']['kind'] == 'stream'
     assert (tmp_path/'out/report.html').exists() and p.stdout.count('wall time') == 1
