@@ -61,6 +61,7 @@ def test_what_is_saved_is_what_is_committed(nb):
     for c in seen.cells:
         c.metadata['editable'] = True
         if c.cell_type == 'code': c.execution_count = 3
+        c.metadata.get('jupyter', {}).pop('outputs_hidden', None)  # JupyterLab does so when it runs a cell
     model = dict(type='notebook', content=json.loads(json.dumps(seen)))
     clean(model)
     assert nbformat.writes(nbformat.from_dict(model['content'])) + '\n' == nb.read_text(encoding='utf-8')
