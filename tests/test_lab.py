@@ -24,7 +24,8 @@ def run_all(page, timeout=120_000):
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
     assert not any(c['outputs'] for c in page.evaluate(CELLS))
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    page.wait_for_function(f"() => ({CELLS})().every(c => c.count && !c.busy)", timeout=timeout)
+    # twice a second: asked at every frame, as is the default, this question alone keeps the page busy
+    page.wait_for_function(f"() => ({CELLS})().every(c => c.count && !c.busy)", timeout=timeout, polling=500)
     cells = page.evaluate(CELLS)
     errors = [o for c in cells for o in c['outputs'] if o['output_type'] == 'error' or o.get('name') == 'stderr']
     assert not errors, errors
