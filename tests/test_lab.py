@@ -25,7 +25,9 @@ def run_all(page, timeout=120_000):
     assert not any(c['outputs'] for c in page.evaluate(CELLS))
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     # twice a second: asked at every frame, as is the default, this question alone keeps the page busy
-    page.wait_for_function(f"() => ({CELLS})().every(c => c.count && !c.busy)", timeout=timeout, polling=500)
+    # after an error the cells that wait are not run: then no cell is busy, and some have no count
+    over = "c.every(c => c.count && !c.busy) || !c.some(c => c.busy) && c.some(c => c.outputs.some(o => o.ename))"
+    page.wait_for_function(f"() => {{ const c = ({CELLS})(); return {over} }}", timeout=timeout, polling=500)
     cells = page.evaluate(CELLS)
     errors = [o for c in cells for o in c['outputs'] if o['output_type'] == 'error' or o.get('name') == 'stderr']
     assert not errors, errors
