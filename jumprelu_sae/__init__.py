@@ -68,8 +68,8 @@ def __dir__():
 
 
 class _Door(types.ModuleType):
-    """Four functions share their name with the module that they live in or near: `activations`, `dashboard`, `evaluate`,
-    `frontier`.
+    """Four functions share their name with the module that they live in or near:
+    `activations`, `dashboard`, `evaluate`, `frontier`.
     Importing such a module sets it as an attribute of the package, in the function's place; here the function stays."""
     def __setattr__(self, name, value):
         if name in _HOME and isinstance(value, types.ModuleType): return

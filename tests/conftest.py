@@ -16,6 +16,8 @@ def lab(tmp_path_factory):
     d = tmp_path_factory.mktemp('lab')
     for f in ('nbs', 'results'):
         if (root/f).exists(): shutil.copytree(root/f, d/f)
+    (d/'tests').mkdir()
+    shutil.copy(root/'tests/golden.json', d/'tests')  # 02 reads it
     s = d/'settings/@jupyterlab/apputils-extension'; s.mkdir(parents=True)
     (s/'notification.jupyterlab-settings').write_text(json.dumps({'fetchNews': 'false'}))
     with socket.socket() as sk: sk.bind(('127.0.0.1', 0)); port = sk.getsockname()[1]

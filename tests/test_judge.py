@@ -362,6 +362,7 @@ def test_keys_by_name_only(key):
     with pytest.raises(UserError, match='plain http'): OpenAIJudge('http://x/v1', 'm', key)
     OpenAIJudge('https://x/v1', 'm', key)
     OpenAIJudge('http://localhost/v1', 'm', key)
+    with pytest.raises(UserError, match='NO_SUCH_KEY is empty'): OpenAIJudge('https://x/v1', 'm', 'NO_SUCH_KEY')
 
 
 def test_a_whole_study_over_the_wire(tmp_path):
@@ -374,16 +375,22 @@ def test_a_whole_study_over_the_wire(tmp_path):
 
 # --- Neuronpedia
 
-def test_export_in_batches(tmp_path):
-    n = 300
+def firings_of(n):
+    "n latents that fire twice each, but for the last, which never does; and their promoted words"
     at = torch.arange(n).repeat_interleave(2)*2 + torch.tensor([0, 1]).repeat(n)
-    keep = at < 2*n - 2                                     # the last latent never fires
+    keep = at < 2*n - 2                
     latent = torch.arange(n).repeat_interleave(2)[keep]
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), latent.bincount(minlength=n).cumsum(0)])
     side = torch.arange(2*n)
     f = Firings(latent.int(), at[keep].int(), torch.rand(len(latent)) + .1, offsets, side % 50, side//600, side//600, side,
         torch.zeros(2*n, dtype=torch.bool), ['d'], SimpleNamespace(decode=lambda ids: f'w{int(ids[0])}'))
     promoted = {l: ([dict(token='<b>', value=3.)], [dict(token='', value=-3.)]) for l in range(n)}
+    return f, promoted
+
+
+def test_export_in_batches(tmp_path):
+    n = 300
+    f, promoted = firings_of(n)
     batches = neuronpedia_json(f, list(range(n)), 'm', '3-set', promoted, {0: 'x'*900, 1: ''}, method='fuzz', explainer='j')
     assert [len(b['features']) for b in batches] == [128, 128, 43]
     assert [o['index'] for b in batches for o in b['features']] == list(range(299))
@@ -398,6 +405,34 @@ def test_export_in_batches(tmp_path):
     with pytest.raises(UserError, match='source'): neuronpedia_json(f, [0], 'm', 'set', promoted)
     with pytest.raises(UserError, match='at most 20'):
         neuronpedia_json(f, [0], 'm', '3-set', {0: (promoted[0][0]*21, [])})
+
+
+BROKEN = {
+    'batch: want modelId': lambda b, o, a: b.pop('source'),
+    'source: want a layer': lambda b, o, a: b.update(source='layer nine'),
+    '1 to 128': lambda b, o, a: b.update(features=b['features']*50),
+    'each latent once': lambda b, o, a: b.update(features=[o, o]),
+    'index': lambda b, o, a: o.update(index=1.0),
+    'a share from 0 to 1': lambda b, o, a: o.update(density=1.2),
+    'at most 20': lambda b, o, a: o.update(topLogits=[dict(token='a', value=1.0)]*21),
+    'a text and a number': lambda b, o, a: o['bottomLogits'].append(dict(token='a', value=float('nan'))),
+    'at most 512': lambda b, o, a: o['explanations'][0].update(text='x'*513),
+    'at least one text': lambda b, o, a: o.update(activations=[]),
+    'a value for each token': lambda b, o, a: a['values'].pop(),
+    '1 to 1024': lambda b, o, a: a.update(tokens=['a']*1025, values=[0.0]*1025),
+    'at least 0': lambda b, o, a: a['values'].__setitem__(0, -1.0),
+    'quantileMin': lambda b, o, a: a.update(quantileMin=9.0),
+    'nothing else': lambda b, o, a: o.update(more=1)}
+
+
+@pytest.mark.parametrize('says', BROKEN)
+def test_what_an_upload_would_refuse(says):
+    f, promoted = firings_of(4)
+    whole, = neuronpedia_json(f, list(range(4)), 'm', '3-set', promoted, {0: 'winter, or dawn'})
+    check_neuronpedia(whole)
+    b = json.loads(json.dumps(whole))
+    BROKEN[says](b, b['features'][0], b['features'][0]['activations'][0])
+    with pytest.raises(UserError, match=says): check_neuronpedia(b)
 
 
 def test_every_task_has_its_words():
