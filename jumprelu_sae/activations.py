@@ -67,9 +67,11 @@ class TrainSide:
 def count_parts(
     t: dict,            # activations with `x` and `doc`
     rule: MassiveRule,  # which tokens are massive
+    massive: Tensor|None = None, # what the rule says of them, where that is known, (n,)
 ) -> tuple[set, int, int]: # documents, activations, massive ones
     "What a part holds"
-    return {int(i) for i in t['doc'].unique()}, len(t['x']), int(rule(t['x']).sum())
+    if massive is None: massive = rule(t['x'])
+    return {int(i) for i in t['doc'].unique()}, len(t['x']), int(massive.sum())
 
 def fit_in_memory(
     store: ActivationStore,   # training activations
@@ -79,8 +81,10 @@ def fit_in_memory(
     "Everything at once"
     t = store.load()
     scaler, rule = prepare(t['x'], factor, centre)
-    x = t['x'][~rule(t['x'])]
-    return TrainSide(scaler, rule, x.mean(0, dtype=torch.float64).float(), x, count_parts(t, rule))
+    massive = rule(t['x'])
+    x = t['x'][~massive]
+    mean = scaler.mean if centre else x.mean(0, dtype=torch.float64).float()  # a centred scaler's mean is this one
+    return TrainSide(scaler, rule, mean, x, count_parts(t, rule, massive))
 
 def fit_from_disk(
     store: ActivationStore,   # training activations

@@ -39,6 +39,9 @@ def _intact(
     "Compare one file with its SHA-256"
     return path.is_file() and sha256(path) == entry['sha256']
 
+def _looks(path: Path, entry: dict) -> tuple|None: # of a file that was compared: while this stays, it is not read again
+    return (path.stat().st_size, path.stat().st_mtime_ns, entry['sha256']) if path.exists() else None
+
 def _text(man: dict) -> str:
     return json.dumps(man, indent=1, ensure_ascii=False) + '\n'
 
@@ -117,7 +120,7 @@ class _Shards(_Folder):
         "One shard; UserError naming it if it is missing or altered"
         o = self.manifest['shards'][i]
         path = self.path/o['file']
-        now = path.exists() and (path.stat().st_size, path.stat().st_mtime_ns, o['sha256'])
+        now = _looks(path, o)
         t, _ = load_tensors(path, None if self._seen.get(path) == now else o['sha256'])
         self._seen[path] = now
         return t
@@ -337,12 +340,15 @@ class _Writer:
     def __init__(self, lm, tokens, site, out, shard_rows, dtype, facts):
         self.site, self.out = site, out
         self.man = _manifest(out, _plan(lm, tokens, site, shard_rows, dtype), tokens.doc_ids, facts)
-        self.have = {o['file']: o for o in self.man['shards']}
+        self.have, self.seen = {o['file']: o for o in self.man['shards']}, {}
 
     def lacks(self, i: int) -> bool: # number of a shard
         file = f'shard-{i:05d}.safetensors'
         if file not in self.have: return True
-        if _intact(self.out/file, self.have[file]): return False
+        before = _looks(self.out/file, self.have[file])
+        if _intact(self.out/file, self.have[file]):
+            self.seen[self.out/file] = before
+            return False
         log.warning('%s: damaged or missing; harvesting it again', self.out/file)
         return True
 
@@ -393,6 +399,7 @@ def harvest(
         for w in writers:
             if not w.man['complete']: w.record(True)
     stores = {w.site: ActivationStore(w.out) for w in writers}
+    for w in writers: stores[w.site]._seen.update(w.seen)  # what was compared just now is not read again for that
     return stores[sites[0]] if one else stores
 
 def _check_harvest(lm: LM, tokens: Tokens, sites: list, numbers: dict, dtype) -> None:
@@ -433,21 +440,27 @@ def check_factor(
 def _norms(x: Tensor) -> Tensor: # (n, d_in) -> squared norms, (n,)
     return torch.cat([o.float().square().sum(-1) for o in x.split(8192)])
 
+def _checked_norms(x: Tensor, factor: float|None) -> Tensor: # UserError for a factor that is none, or no activations
+    check_factor(factor)
+    if not len(x): raise UserError('no training activations to fit on: raise n_train= or give another corpus')
+    return _norms(x)
+
 def fit_massive(
     x: Tensor,                 # raw training activations, (n, d_in)
     factor: float|None = 20.,  # times the median; None: no token is massive
 ) -> MassiveRule:              # the fitted rule
     "Median squared norm of the training activations, and the factor; UserError where most activations are zero"
-    check_factor(factor)
-    if not len(x): raise UserError('no training activations to fit on: raise n_train= or give another corpus')
-    n2 = _norms(x)
+    return _fit_norms(_checked_norms(x, factor), factor)
+
+def _fit_norms(n2: Tensor, factor: float|None) -> MassiveRule: # n2 (n,)
+    "`fit_massive` of activations whose squared norms are known"
     if not torch.isfinite(n2).all():
         bad = int((~torch.isfinite(n2)).sum())
-        raise UserError(f'{bad} of {len(x)} training activations are not finite: delete the harvest and try '
+        raise UserError(f'{bad} of {len(n2)} training activations are not finite: delete the harvest and try '
             'dtype=float32 or another site')
     median = float(n2.median())
     if factor is not None and median == 0 and n2.any():
-        raise UserError(f'{int((n2 == 0).sum())} of {len(x)} training activations are exactly zero, so the median '
+        raise UserError(f'{int((n2 == 0).sum())} of {len(n2)} training activations are exactly zero, so the median '
             'norm is no yardstick for massive tokens: check the site, or give massive=None')
     return MassiveRule(None if factor is None else float(factor), median)
 
@@ -458,6 +471,7 @@ def prepare(
     centre: bool = True,       # subtract the mean before scaling (our departure), or only scale (the paper)
 ) -> tuple[Scaler, MassiveRule]: # both fitted on training activations, the scaler without the massive ones
     "What turns raw activations into training inputs with E||x||^2 = 1; UserError for non-finite or constant ones"
-    rule = fit_massive(x, factor)
-    massive = rule(x) if factor is None else _norms(x) > rule.limit
+    n2 = _checked_norms(x, factor)
+    rule = _fit_norms(n2, factor)
+    massive = rule(x) if factor is None else n2 > rule.limit
     return Scaler.fit(x[~massive] if massive.any() else x, centre), rule

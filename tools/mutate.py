@@ -770,7 +770,7 @@ MUTANTS += [
         ACTS,
     ),
     Mutant(
-        'massive tokens in memory', 'fit_in_memory', 'activations.py', "x = t['x'][~rule(t['x'])]", "x = t['x']", ACTS
+        'massive tokens in memory', 'fit_in_memory', 'activations.py', "x = t['x'][~massive]", "x = t['x']", ACTS
     ),
     Mutant(
         'trained from disk with the massive tokens',
