@@ -150,6 +150,7 @@ ACTS, EXPERIMENT, DIST = (
     ],
 )
 SURVIVORS = ['tests/test_survivors.py']
+MAPPED, TOPK = ['tests/test_mapped_tokens.py'], ['tests/test_topk_memory.py']
 TRAIN_AND_STREAM = ['nbs/20_train.ipynb', 'tests/test_stream.py::test_trainer_is_killed_and_resumed']
 
 MUTANTS += [
@@ -985,6 +986,110 @@ MUTANTS += [
         "super().decide(name, float(self.ranks.average(share, 'path')), step)",
         "super().decide(name, float(share), step)",
         DIST,
+    ),
+    Mutant(
+        'gradients averaged twice',
+        'average_gradients',
+        'distributed.py',
+        "v.copy_(piece)",
+        "v.copy_(piece/ranks.world)",
+        DIST,
+    ),
+    Mutant(
+        'two read the same documents',
+        'harvest_share',
+        'distributed.py',
+        "pack_apart(share[ranks.rank], lm",
+        "pack_apart(share[0], lm",
+        ['nbs/22_distributed.ipynb'],
+    ),
+    Mutant(
+        'two read the same rows',
+        'SharedSource.read',
+        'distributed.py',
+        "self.forward(blocks[r.rank]) if",
+        "self.forward(blocks[0]) if",
+        ['nbs/22_distributed.ipynb'],
+    ),
+    Mutant(
+        'resumed one bucket on',
+        'Buckets.place',
+        'stream.py',
+        "return dict(bucket=now.number, pos=self.pos) | now.start",
+        "return dict(bucket=now.number, pos=self.pos) | now.end",
+        STREAM,
+    ),
+    Mutant(
+        'BOS moves the documents',
+        'MappedTokens.read',
+        'stream.py',
+        "np.searchsorted(self.starts, at, side='right') - 1",
+        "np.searchsorted(self.starts, at, side='left') - 1",
+        MAPPED,
+    ),
+    Mutant(
+        'the last token does not count',
+        'MappedTokens.read',
+        'stream.py',
+        "np.arange(k['seq_len']) > k['last']",
+        "np.arange(k['seq_len']) >= k['last']",
+        MAPPED,
+    ),
+    Mutant(
+        'damaged tokens are read',
+        'open_tokens',
+        'stream.py',
+        "or sha256(folder/name) != sha:",
+        "or False:",
+        MAPPED,
+    ),
+    Mutant(
+        'a corpus in memory',
+        'write_tokens',
+        'stream.py',
+        "for n, d in enumerate(docs, 1):",
+        "for n, d in enumerate(list(docs), 1):",
+        MAPPED,
+    ),
+    Mutant(
+        'ties as the blocks fall',
+        'find_topk',
+        'sparse.py',
+        "if step < len(W) and tied():",
+        "if False:",
+        TOPK,
+    ),
+    Mutant(
+        'a matrix of all pre-activations',
+        'find_topk',
+        'sparse.py',
+        "all_candidates(x, *how) if step >= len(W) else few_candidates(x, *how)",
+        "all_candidates(x, W, b_enc, k, joint, len(W))",
+        TOPK,
+    ),
+    Mutant(
+        'a line that forgets',
+        'Line.raised',
+        'sparse.py',
+        "self.top = new if self.top is None else torch.cat([self.top, new])",
+        "self.top = new",
+        TOPK,
+    ),
+    Mutant(
+        'the first checkpoint has no price',
+        'Cadence.__init__',
+        'train.py',
+        "size > self.SLOW*self.SHARE*self.AT_RISK: self.try_out(folder, size)",
+        "False: pass",
+        ['nbs/20_train.ipynb'],
+    ),
+    Mutant(
+        'checkpoints forget what they took',
+        'Cadence.timed',
+        'train.py',
+        "self.spent += self.cost",
+        "self.spent = 0.",
+        ['nbs/20_train.ipynb'],
     ),
 ]
 
