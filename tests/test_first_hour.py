@@ -27,9 +27,13 @@ def test_two_losses_have_names_and_one_needs_none():
 
 
 def test_how_many_of_how_many(monkeypatch, caplog):
-    "Of a run of ten SAEs four are finished already; the rest is trained in this process, and each part says where it is"
+    "Of ten SAEs four are finished already; the rest is trained in this process, and each part says where it is"
     calls = []
-    monkeypatch.setattr(experiment, 'train_part', lambda part, *a, which: calls.append((part[0], which)) or (len(part[1]), 0))
+    def train_part(part, *_, which):
+        calls.append((part[0], which))
+        return len(part[1]), 0
+
+    monkeypatch.setattr(experiment, 'train_part', train_part)
     caplog.set_level('INFO', 'jumprelu_sae')
     parts = [('a', [1, 2]), ('b', [3]), ('c', [4, 5, 6])]
     assert experiment.train_in_turn(parts, None, None, Settings(), 10) == [(2, 0), (1, 0), (3, 0)]

@@ -19,7 +19,8 @@ def fast(*words):
     tokenizers = pytest.importorskip('tokenizers')
     from transformers import PreTrainedTokenizerFast
 
-    known = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(['?', *words])}, unk_token='?'))
+    ids = {w: i for i, w in enumerate(['?', *words])}
+    known = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token='?'))
     known.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=known, unk_token='?', pad_token='?')
 
