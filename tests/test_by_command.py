@@ -10,7 +10,7 @@ from jumprelu_sae.presets import PRESETS
 BASE = replace(PRESETS['tiny'], n_train=2048, n_val=256, n_test=512, n_lm=128,
     grid=dict(topk=(4,), jumprelu=(4, 8), batchtopk=(4,), relu=(1.,)))
 
-RUN = '''
+RUN = r'''
 import json, logging, os, sys, time, torch
 torch.set_num_threads(1)
 import test_by_command as t
@@ -42,10 +42,11 @@ elif where in ('evaluate', 'killed'):
     experiment.evaluate_job = lambda *a, **kw: time.sleep(100)
 try: results = experiment.run_experiment(t.BASE, Settings(progress=False, out=out, store=store, share=share))
 except Exception as e:
-    print(f'error: {e}', file=sys.stderr, flush=True)
+    sys.stderr.write(f'error: {e}\n')
     sys.exit(2)
 steps = sum(r.config['train']['n_tokens'] for r in results)
-print('TOKENS', steps, len(results), flush=True)
+sys.stdout.write(f'TOKENS {steps} {len(results)}\n')  # in one piece: the processes share a screen
+sys.stdout.flush()
 '''
 
 def free_port():
