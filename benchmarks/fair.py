@@ -1,0 +1,146 @@
+"""A short comparison that is fair at every sparsity: each architecture tuned at the budget and the L0 where it is judged.
+
+    python benchmarks/fair.py tune     # six runs an architecture at each of four L0s, a million tokens, one seed
+    python benchmarks/fair.py run      # six L0s, three seeds, settings interpolated in log L0
+    python benchmarks/fair.py report   # the table of the tuning, the frontier's results, dead shares before and after
+
+Layer 9 of Gemma 3 270M, 2,048 latents, 999,936 tokens, batch 512, SHORT recipe. Tuning is judged on validation
+documents by FVU, `run` on test documents. Every architecture gets six runs at each L0: three learning rates by two
+values of one more setting. For TopK and BatchTopK that is how soon a latent counts as dead, for JumpReLU the bandwidth;
+at L0 = 8 JumpReLU's thresholds starved, so there its six are one change at a time (bandwidth, how long it selects, the
+thresholds' rate). ReLU and Gated cannot be told an L0: their second setting is the coefficient, and FVU is read at the
+wanted L0 between the two.
+
+Rule, written before any run: the settings with the lowest FVU at an L0 are used there; between two tuned L0s a setting
+is interpolated straight in log L0 and log setting, and nothing is extrapolated. Nobody is tuned again after a look at
+test documents. A winner at the edge of what was tried is marked so.
+
+Every run is written to results/fair when it ends, and is not repeated; a stopped one goes on where it stopped. Several
+processes may work at the same time if each is given its architecture: `--arch`. One thread each: OMP_NUM_THREADS=1."""
+import argparse
+import logging
+import math
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+from one_run import Study, read_between
+
+from jumprelu_sae.activations import activations
+from jumprelu_sae.core import Settings, read_json, run_env, write_json
+from jumprelu_sae.recipe import Plan, plan_sae
+from jumprelu_sae.tuning import line_through
+
+HERE = Path(__file__).parent.parent/'results'
+STUDY = Study(HERE/'fair')
+N, SEEDS = 999_936, (0, 1, 2)
+TUNED_AT = (8, 16, 64, 256)
+L0S = (8, 16, 32, 64, 128, 256)
+BY_COEF = dict(  # the coefficient that gave about this L0 in the run before (results/laptop-full), and two beside it
+    relu={8: .19, 16: .09, 64: .029, 256: .0105},
+    gated={8: .195, 16: .118, 64: .045, 256: .018},
+)
+BESIDE = .85, 1.18
+RATES = dict(topk=(1e-3, 2e-3, 4e-3), batchtopk=(1e-3, 2e-3, 4e-3), jumprelu=(1e-3, 2e-3, 4e-3),
+    gated=(2e-3, 4e-3, 8e-3), relu=(2e-3, 4e-3, 8e-3))  # about and below the winner at 250 thousand tokens
+DEAD_AFTER = 25_000, 8_000  # tokens
+BANDWIDTHS = .05, .1
+AT_8 = (dict(), dict(lr=1e-3), dict(bandwidth=.1), dict(bandwidth=.025), dict(start=.75), dict(threshold_lr=2.5e-3))
+ARCHS = tuple(RATES)
+
+
+def job(arch: str, l0: float, seed: int, **settings) -> Plan:
+    said = '-'.join(f'{k}{v:.3g}' for k, v in settings.items())
+    told = None if arch in BY_COEF else l0
+    return plan_sae(arch, 640, N, 2048, told, 'short', seed, name=f'{arch}-{l0}-{said}-seed{seed}', **settings)
+
+
+def tuning_jobs(arch: str, l0: int) -> list[Plan]:  # six
+    if arch == 'jumprelu' and l0 == 8:
+        usual = dict(lr=2e-3, bandwidth=.05, start=.5, threshold_lr=.01)
+        return [job(arch, l0, 0, **(usual | one)) for one in AT_8]
+    if arch in BY_COEF: more = [dict(coef=BY_COEF[arch][l0]*b) for b in BESIDE]
+    elif arch == 'jumprelu': more = [dict(bandwidth=b, start=.5, threshold_lr=.01) for b in BANDWIDTHS]
+    else: more = [dict(dead_after=n) for n in DEAD_AFTER]
+    return [job(arch, l0, 0, lr=lr, **m) for lr, m in product(RATES[arch], more)]
+
+
+def varied(j: Plan) -> dict:  # the settings that tuning chose from
+    names = dict(relu=('lr', 'coef'), gated=('lr', 'coef'), jumprelu=('lr', 'bandwidth', 'start', 'threshold_lr'))
+    both = asdict(j.train) | {k: getattr(j.cfg, k) for k in ('coef', 'bandwidth') if hasattr(j.cfg, k)}
+    return {k: both[k] for k in names.get(j.cfg.arch, ('lr', 'dead_after'))}
+
+
+def winner(arch: str, l0: int) -> dict:  # settings, fvu, edge
+    "What did best at an L0 on validation documents"
+    runs = [(varied(j), STUDY.result('tune', j).metrics) for j in tuning_jobs(arch, l0)]
+    if arch not in BY_COEF:
+        best, m = min(runs, key=lambda r: r[1]['fvu'])
+        return dict(settings=best, fvu=m['fvu'], dead=m['dead'], edge=best['lr'] in (RATES[arch][0], RATES[arch][-1]))
+    read = []
+    for lr in RATES[arch]:
+        pair = [(s['coef'], m) for s, m in runs if s['lr'] == lr]
+        l0s = [m['l0'] for _, m in pair]
+        fvu, coef = (read_between(l0s, v, l0) for v in ([m['fvu'] for _, m in pair], [c for c, _ in pair]))
+        dead = math.fsum(m['dead'] for _, m in pair)/2
+        read.append(dict(settings=dict(lr=lr, coef=coef), fvu=fvu, dead=dead))
+    best = min(read, key=lambda r: r['fvu'])
+    return best | dict(edge=best['settings']['lr'] in (RATES[arch][0], RATES[arch][-1]))
+
+
+def settings_at(arch: str, l0: float) -> dict:
+    "Between the winners on both sides, straight in log L0 and log setting"
+    if l0 in TUNED_AT: return winner(arch, l0)['settings']
+    below, above = max(t for t in TUNED_AT if t < l0), min(t for t in TUNED_AT if t > l0)
+    a, b = (winner(arch, t)['settings'] for t in (below, above))
+    between = {k: line_through((below, above), (a[k], b[k]), l0) for k in a}
+    return {k: round(v) if k == 'dead_after' else v for k, v in between.items()}
+
+
+def run_job(arch: str, l0: int, seed: int) -> Plan: return job(arch, l0, seed, **settings_at(arch, l0))
+
+
+def report() -> None:
+    "What tuning chose; the runs that are there as one file that `45_claims` reads; dead shares beside the earlier run's"
+    ready = [a for a in ARCHS if all(STUDY.has('tune', j) for l0 in TUNED_AT for j in tuning_jobs(a, l0))]
+    table = {a: {l0: winner(a, l0) for l0 in TUNED_AT} for a in ready}
+    for a, rows in table.items():
+        for l0, w in rows.items():
+            said = ', '.join(f'{k} {v:.3g}' for k, v in w['settings'].items())
+            print(f"{a:10} L0 {l0:3}: FVU {w['fvu']:.4f}, {said}{', at the edge' if w['edge'] else ''}")
+    write_json(STUDY.out/'tuning.json', dict(format=1, runs_each=6, rows=table, env=run_env()))
+    jobs = [(a, l0, run_job(a, l0, s)) for a in ready for l0 in L0S for s in SEEDS]
+    done = [(a, l0, STUDY.result('run', j)) for a, l0, j in jobs if STUDY.has('run', j)]
+    stages = dict(tune=0., train=sum(r.config['seconds'] for _, _, r in done))
+    for a in ready:
+        for l0 in TUNED_AT:
+            stages['tune'] += sum(STUDY.result('tune', j).config['seconds'] for j in tuning_jobs(a, l0))
+    preset = dict(seeds=list(SEEDS), n_train=N, d_sae=2048, grid={a: list(L0S) for a in ready})
+    d = dict(format=1, command='python benchmarks/fair.py', preset=preset, stages=stages, env=run_env())
+    if done: write_json(STUDY.out/'results.json', d | dict(results=[asdict(r) for *_, r in done]))
+    before = read_json(HERE/'laptop-full'/'results.json')['results']
+    for a in ready:
+        for i, l0 in enumerate(L0S):
+            old = [r for r in before if r['config']['arch'] == a and sorted({q['config']['target'] for q in before
+                if q['config']['arch'] == a}, reverse=a in BY_COEF).index(r['config']['target']) == i]
+            new = [r for b, t, r in done if (b, t) == (a, l0)]
+            if not new: continue
+            dead = [math.fsum(m)/len(m) for m in ([r['metrics']['dead'] for r in old], [r.metrics['dead'] for r in new])]
+            fvu = [math.fsum(m)/len(m) for m in ([r['metrics']['fvu'] for r in old], [r.metrics['fvu'] for r in new])]
+            print(f'{a:10} {l0:3}: dead {dead[0]:.3f} -> {dead[1]:.3f}, FVU {fvu[0]:.4f} -> {fvu[1]:.4f} ({len(new)} seeds)')
+
+
+if __name__ == '__main__':
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('part', choices=('tune', 'run', 'report'))
+    a.add_argument('--arch', nargs='*', choices=ARCHS, default=ARCHS)
+    a.add_argument('--l0', nargs='*', type=int, default=None, help='which L0s; default: all of the part')
+    a = a.parse_args()
+    if a.part == 'report': raise SystemExit(report())
+    how = Settings(progress=False, in_memory=True)
+    STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N, settings=how)
+    for l0 in a.l0 or (TUNED_AT if a.part == 'tune' else L0S):
+        for arch in a.arch:
+            jobs = tuning_jobs(arch, l0) if a.part == 'tune' else [run_job(arch, l0, s) for s in SEEDS]
+            for j in jobs: STUDY.train(a.part, j, l0)

@@ -1,0 +1,49 @@
+"""One SAE of a study, trained, judged and written down once: what `tokens.py` and `fair.py` share."""
+import logging
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from jumprelu_sae.core import Result, Settings, UserError, cache_dir, run_env
+from jumprelu_sae.evaluate import evaluate_activations
+from jumprelu_sae.recipe import Plan, train_plans
+from jumprelu_sae.tuning import line_through
+
+REACH = 1.5  # how far a line through two runs is followed beyond them, as a factor of L0
+
+
+def read_between(l0s: list, values: list, at: float) -> float:
+    "A value at an L0, straight in logs through two runs; far from both, at the farthest that such a line reaches"
+    read = line_through(l0s, values, min(max(at, min(l0s)/REACH), max(l0s)*REACH)) if l0s[0] != l0s[1] else values[0]
+    return min(max(read, min(values)/2), 2*max(values))  # two runs of about the same L0 make a steep line
+
+
+class Study:
+    "A folder of runs: `tune` is judged on validation documents, every other part on test documents"
+    def __init__(self, out: Path, acts=None):
+        self.out, self.acts = out, acts
+
+    def path(self, part: str, plan: Plan) -> Path: return self.out/part/'runs'/f'{plan.name}.json'
+    def result(self, part: str, plan: Plan) -> Result: return Result.load(self.path(part, plan))
+    def has(self, part: str, plan: Plan) -> bool: return self.path(part, plan).exists()
+
+    def train(self, part: str, plan: Plan, target: float) -> None:
+        "Trained, judged and written down, unless it is there; goes on from a checkpoint"
+        path, acts = self.path(part, plan), self.acts
+        key = plan.key(acts.stream(plan.train.batch, plan.seed).identity())
+        if path.exists():
+            if Result.load(path).config['key'] == key: return
+            raise UserError(f'{path} is of other data or settings: move it away')
+        began, folder = time.monotonic(), cache_dir()/self.out.name/part/plan.name
+        [sae] = train_plans([plan], acts, folder, Settings(progress=False, threads=1))
+        on = 'val' if part == 'tune' else 'test'
+        held = acts.part(on)
+        m, arrays = evaluate_activations(sae, held['x'], held['doc'], acts.rule, mean=acts.mean)
+        config = dict(arch=plan.cfg.arch, target=target, seed=plan.seed, key=key, sae=asdict(plan.cfg))
+        config |= dict(train=asdict(plan.train), judged_on=dict(part=on), seconds=time.monotonic() - began)
+        sums = {k: v for k, v in arrays.items() if k in ('docs', 'tokens', 'sse', 'sst', 'l0')}
+        Result(plan.name, config, m, sums, run_env()).save(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        said = (m[k] for k in ('l0', 'fvu', 'dead'))
+        logging.info('%s: L0 %.1f, FVU %.4f, dead %.3f, %.0f s', plan.name, *said, config['seconds'])
