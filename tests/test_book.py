@@ -31,6 +31,15 @@ def test_what_a_student_reads_fits_in_120_columns(path):
 
 
 @pytest.mark.parametrize('path', NBS, ids=lambda p: p.stem)
+def test_warnings_stand_in_the_lesson(path):
+    "In JupyterLab what goes to stderr is a red box: a hidden cell sends the library's warnings to the lesson's own text"
+    if path.parent.name == 'explore' or path.stem in ('index', 'glossary'):
+        return  # nothing there calls what warns; `make test-lab` would notice
+    plumbing = [c['source'] for c in book.read(path)['cells'] if c['cell_type'] == 'code' and book.is_plumbing(c)]
+    assert any('logging.basicConfig(stream=sys.stdout' in s for s in plumbing)
+
+
+@pytest.mark.parametrize('path', NBS, ids=lambda p: p.stem)
 def test_what_jupyterlab_saves_is_what_is_committed(path):
     "With the hook that `make lab` sets: counts, the kernel's long name, the language's version and `collapsed` go away"
     was = path.read_text(encoding='utf-8')
