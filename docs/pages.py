@@ -44,7 +44,7 @@ DIRECTIVE = re.compile(r'^\s*#\s*\|.*\n?', re.M)
 QUESTION = re.compile(r'''(?:title=|title\(|suptitle\(|heading=)\s*(['"])([^'"{}\n]+\?)\1''')
 NOTEBOOK = re.compile(r'(?<![\[\w/`])`(?:nbs/)?(\d\d_\w+|glossary)(?:\.ipynb)?`(?![\]`])')
 FENCE = re.compile(r'^(```|~~~).*?^\1[^\n]*$', re.M | re.S)
-LINK = re.compile(r'(\]\()([^)\s#]*\.ipynb)(#[^)\s]*)?\)')
+LINK = re.compile(r'(\]\()([^)\s#]*\.ipynb|(?=#))(#[^)\s]*)?\)')  # to a notebook, or to a heading of this one
 PLAIN = {'image/png', 'image/svg+xml', 'text/html', 'text/markdown', 'text/plain', 'text/latex'}
 
 

@@ -227,14 +227,16 @@ def errors(root, capsys):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize('link', ['[x](99_none.ipynb)', '<img src="images/no.png">', '![x](no.png)', '[`a`](no.md#h)'])
+@pytest.mark.parametrize('link', ['[x](99_none.ipynb)', '<img src="images/no.png">', '![x](no.png)', '[`a`](no.md#h)',
+    '[x](#no-heading)', '[x](01_one.ipynb#no-heading)'])
 def test_a_dead_link(root, capsys, link):
     write(root / 'nbs/02_two.ipynb', [*TWO, md(f'See {link}.')])
     err = errors(root, capsys)
     assert 'leads nowhere' in err and '02_two.ipynb, cell two00004' in err
 
 
-@pytest.mark.parametrize('fine', ['`[x](no.ipynb)`', '```\n[x](no.ipynb)\n```', '$a[i](x)$', '[x](https://a.org/b)', '[x](#h)'])
+@pytest.mark.parametrize('fine', ['`[x](no.ipynb)`', '```\n[x](no.ipynb)\n```', '$a[i](x)$', '[x](https://a.org/b)', '[x](#Two)',
+    '[x](01_one.ipynb#A-part)'])
 def test_no_link(root, capsys, fine):
     write(root / 'nbs/02_two.ipynb', [*TWO, md(f'See:\n\n{fine}')])
     book.main([], root)

@@ -37,7 +37,8 @@ def display(**data):
 WIDGET = dict(output_type='display_data', metadata={}, data={'application/vnd.jupyter.widget-view+json': {}})
 LONG = '$$' + ' + '.join('abcdefghijklmnopqrstuvwxyz') + r' \tag{8}$$'
 TINY = notebook(
-    cell('# A title\n\n> Which question?\n\nSee `02_two` and `99_none`, and [the list](index.ipynb#The-method).', 'markdown'),
+    cell('# A title\n\n> Which question?\n\nSee `02_two` and `99_none`, and [the list](index.ipynb#The-method), [above](#A-title).',
+        'markdown'),
     cell('#| default_exp one'),
     cell('#| export\nimport math\nfrom pathlib import Path'),
     cell('#| hide\nassert secret'),
@@ -72,7 +73,7 @@ def test_names_in_backticks_become_links():
     first, *_, last = (c['source'] for c in pages.page(TINY, {'02_two'}, '../')['cells'])
     assert '[`02_two`](../02_two.ipynb)' in first
     assert '`99_none`' in first and '99_none.ipynb' not in first
-    assert '(index.md#the-method)' in first
+    assert '(index.md#the-method)' in first and '[above](#a-title)' in first
     assert '# `02_two` stays' in last
     linked = '[`02_two`](02_two.ipynb) and [`x`](y) `02_two`'
     assert pages.with_links(linked, {'02_two'}).count('](02_two.ipynb)') == 2, 'a link is not linked again'

@@ -266,6 +266,12 @@ class Book:
 LINK = re.compile(r'(?:\]\(|\b(?:src|href)=["\'])([^)"\'\s]+)')
 
 
+def anchors(nb):
+    "What a link to a heading of `nb` says after #, as JupyterLab names it"
+    cells = [prose(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown']
+    return {h.replace(' ', '-') for s in cells for h in re.findall(r'^#+ +(.+?)\s*$', s, re.M)}
+
+
 def dead_links(nb, path):
     "Relative links in the markdown cells of `nb`, a notebook at `path`, that lead nowhere: list of lines"
     out = []
@@ -274,9 +280,13 @@ def dead_links(nb, path):
             continue
         source = re.sub(r'\$\$.*?\$\$|`[^`\n]*`(?!\])|\$[^$\n]*\$', '', prose(c['source']), flags=re.S)
         for to in LINK.findall(source):
-            if re.match(r'[a-z]+:|#', to):
+            if re.match(r'[a-z]+:', to):
                 continue
-            if not (path.parent / to.partition('#')[0]).exists():
+            file, _, heading = to.partition('#')
+            there = not file or (path.parent / file).exists()
+            if there and heading and (not file or file.endswith('.ipynb')):
+                there = heading in anchors(read(path.parent / file) if file else nb)
+            if not there:
                 out.append(f'{path.name}, cell {c["id"]}: the link to {to} leads nowhere')
     return out
 
