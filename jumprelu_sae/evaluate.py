@@ -12,13 +12,14 @@ __all__ = ['log', 'FREQ_EDGES', 'SUMS', 'HOW', 'IN_SHORT', 'token_sums', 'traini
 
 # %% ../nbs/30_evaluate.ipynb #8046f980
 import copy, logging, math
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .activations import Activations, held_out, same_only_by_name, trained_elsewhere, trained_on
 from .core import Result, UserError, check_device, is_number, is_whole, make_folder, run_env, writing
@@ -232,6 +233,7 @@ class LMEval:
         self.clean = torch.cat([self.half.losses(rows, self.counts[rows]) for rows in self.half.batches()])
         self.nbytes = self.half.hidden.nbytes # of the activations kept
         self.ablated = []                     # see `ablation`
+        self.say = lambda stage: None         # told what is computed now
 
     def mean_of(self, values: Tensor) -> float: # of (rows, s-1), over the predictions that count
         return float(values.sum()/self.counts.sum())
@@ -253,6 +255,7 @@ class LMEval:
     ) -> tuple[dict, dict]:         # metrics in nats; arrays: sums per document
         "Delta LM loss (section 5); UserError when the spliced model's losses are not finite"
         if full: mean = training_mean(sae, mean)
+        self.say('the language model with the SAE in place')
         losses, massive = self.spliced(sae, rule)
         if not losses.isfinite().all():
             raise UserError('the model gives no finite loss with this SAE spliced in: check the training run')
@@ -422,12 +425,16 @@ def full_metrics(
 ) -> tuple[dict, dict]: # metrics (None: an ablation that does no harm); arrays: sums per document
     "KL, loss recovered against both ablations, and effective sparsity"
     mean, c = mean.cpu(), ev.counts
-    kl, zero, mu = divergences(ev, sae, rule), ablation(ev, torch.zeros_like(mean), rule), ablation(ev, mean, rule)
+    ev.say('KL divergence')
+    kl = divergences(ev, sae, rule)
+    ev.say('the language model with zeros, then with the mean in place')
+    zero, mu = (ablation(ev, v, rule) for v in (torch.zeros_like(mean), mean))
     _, _, *sums = per_document(ev.tokens.doc[:, :-1][c], kl[c], zero[c], mu[c])
     d, k, z, a = (ev.mean_of(v) for v in (delta, kl, zero, mu))
     metrics = dict(kl=k, delta_zero_ablation=z, delta_mean_ablation=a)
     metrics |= {f'loss_recovered_{name}': 1 - d/worst if worst > 0 else None for name,
         worst in (('zero', z), ('mean', a))}
+    ev.say('effective sparsity')
     return metrics | effective_sparsity(ev, sae, rule, massive), dict(zip(('lm_kl', 'lm_zero', 'lm_mean'), sums))
 
 # %% ../nbs/30_evaluate.ipynb #1845811b
@@ -493,6 +500,7 @@ class Evaluator:
         if n_lm > held:
             raise UserError(f'n_lm={n_lm}, and {held} tokens are held out: lower n_lm=, or hold out more (n_test=)')
         self.acts, self.n_lm, self.kwargs = acts, n_lm, kwargs
+        self.say = lambda stage: None  # told what is computed now
 
     @cached_property
     def test(self) -> dict:
@@ -500,6 +508,7 @@ class Evaluator:
 
     @cached_property
     def lm_eval(self) -> LMEval:
+        self.say('the language model as it is')
         return LMEval(self.acts.lm, self.acts.tokens['test'], self.acts.site, self.n_lm, **self.kwargs)
 
     def metrics(
@@ -510,9 +519,11 @@ class Evaluator:
         full: bool = True,  # also `full_metrics`
     ) -> tuple[dict, dict]:  # metrics, arrays
         "All numbers of one SAE"
+        self.say('held-out activations')
         m, a = evaluate_activations(sae, self.test['x'], self.test['doc'], rule, mean=mean)
         if not self.n_lm:
             return m, a
+        self.lm_eval.say = self.say
         ml, al = self.lm_eval.delta(sae, rule, with_massive=True, full=full, mean=mean)
         return m | ml, a | al
 
@@ -584,6 +595,7 @@ def evaluate(
     elsewhere: bool = False,  # judge it although these are not the activations it was trained on?
     device: str | None = None,  # where to run the SAE; None: where it is
     n_test: int = 16_384,  # held-out activations, where `acts` are not given
+    progress: bool = True,  # say what is computed: on a terminal and in notebooks, elsewhere in the log
 ) -> Evaluation:  # its `str` is the table
     "Judge an SAE on held-out activations and text; UserError first when these are not what it was trained on"
     if device is not None:
@@ -601,7 +613,10 @@ def evaluate(
         sae = copy.deepcopy(sae).to(device)
     rule, ours = massive_rule(sae, acts), _ours(sae)
     mean = None if any(ours.get('mean') or []) else acts.mean
-    metrics, arrays = judge.metrics(sae, rule, mean, full)
+    with tqdm(bar_format='evaluating: {desc}', disable=None if progress else True, leave=False) as bar:
+        told = bar.set_description_str if not bar.disable else partial(log.info, 'evaluating: %s')
+        judge.say = told if progress else lambda stage: None
+        metrics, arrays = judge.metrics(sae, rule, mean, full)
     facts = _facts(sae, acts) | dict(n_test=metrics['n_tokens'] + metrics['n_massive'], n_lm=judge.n_lm)
     facts |= dict(massive=dict(factor=rule.factor, median=rule.median)) | differs
     target = '' if facts['target'] is None else f"-{facts['target']:g}"

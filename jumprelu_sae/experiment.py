@@ -1001,7 +1001,7 @@ def evaluate_job(
 ) -> Result:  # as written to runs/<name>.json
     "Metrics of one finished SAE, on the device of the run"
     sae, acts = load_sae(out / 'saes' / job.name, settings.device), judge.acts
-    e, identity = evaluate(sae, judge, full=False), job_identity(job, acts)
+    e, identity = evaluate(sae, judge, full=False, progress=False), job_identity(job, acts)
     config = dict(
         preset=p.name,
         arch=job.arch,

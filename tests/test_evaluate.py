@@ -513,6 +513,21 @@ def test_many_saes_share_what_they_have_in_common(acts):
     assert 0 not in calls and 1 not in calls and len(judge.lm_eval.ablated) == 2      # equal rules are one rule
     assert r.metrics == evaluate(two, acts, n_lm=150).metrics
 
+def test_it_says_what_it_computes(acts, caplog):
+    "Minutes on a big vocabulary: each stage is named before it begins, and what is there already is not"
+    caplog.set_level('INFO', 'jumprelu_sae')
+    judge, sae = Evaluator(acts, 150), trained(acts)
+    evaluate(sae, judge)
+    said = [r.getMessage().removeprefix('evaluating: ') for r in caplog.records]
+    assert said == ['held-out activations', 'the language model as it is', 'the language model with the SAE in place',
+        'KL divergence', 'the language model with zeros, then with the mean in place', 'effective sparsity']
+    caplog.clear()
+    evaluate(sae, judge, full=False)
+    assert [r.getMessage().removeprefix('evaluating: ') for r in caplog.records] == [said[0], said[2]]
+    caplog.clear()
+    evaluate(sae, judge, progress=False)
+    assert not caplog.records
+
 def test_a_registered_metric_and_architecture_are_in_the_table(acts):
     try:
         register('mine', label='Mine', color='#D55E00', marker='P', setting='k')(type('MineSAE', (TopKSAE,), {}))
