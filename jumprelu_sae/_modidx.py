@@ -320,6 +320,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'jumprelu_sae.core.place_in': ('core.html#place_in', 'jumprelu_sae/core.py'),
                                    'jumprelu_sae.core.read_json': ('core.html#read_json', 'jumprelu_sae/core.py'),
                                    'jumprelu_sae.core.require': ('core.html#require', 'jumprelu_sae/core.py'),
+                                   'jumprelu_sae.core.require_all': ('core.html#require_all', 'jumprelu_sae/core.py'),
                                    'jumprelu_sae.core.run_env': ('core.html#run_env', 'jumprelu_sae/core.py'),
                                    'jumprelu_sae.core.save_tensors': ('core.html#save_tensors', 'jumprelu_sae/core.py'),
                                    'jumprelu_sae.core.sha256': ('core.html#sha256', 'jumprelu_sae/core.py'),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Callable
 
 from .claims import Evidence, claim_table, negative, news, place_rows, spent
-from .core import Result, Settings, UserError, read_json, require, write_json, writing
+from .core import Result, Settings, UserError, read_json, require_all, write_json, writing
 from .experiment import Stages, as_preset, run_experiment
 from .frontier import (SUBJECT, equal_l0_table, falsifier, frontier_figure, frontier_table, html_table,
     opponents, plot_difference, plot_frontier, text_table, wide_table, write_csv)
@@ -32,7 +32,7 @@ from .tuning import repo_root, tuning_file, winners
 log = logging.getLogger('jumprelu_sae')
 
 # %% ../nbs/50_reproduction.ipynb #146ff944
-REPORT_PACKAGES = ('matplotlib', 'nbformat', 'nbconvert', 'execnb')
+REPORT_PACKAGES = dict.fromkeys(('matplotlib', 'nbformat', 'nbconvert', 'execnb'), 'report')  # and their extra
 
 def reproduce(
     preset: str|Preset = 'laptop', # name, or a Preset of your own
@@ -47,8 +47,7 @@ def reproduce(
     p = as_preset(preset)
     settings = with_changes(settings or Settings(), changes)
     settings = replace(settings, out=Path(out or settings.out or Path('reports')/p.name))
-    if report:
-        for package in REPORT_PACKAGES: require(package, 'report')
+    require_all(dict(transformers='lm') | (REPORT_PACKAGES if report else {}))  # both in one message
     clock, results = Stages(say), run_experiment(p, settings, say, latents)
     if int(os.environ.get('RANK', 0)): return results  # of several processes the first one writes
     with clock('report'):
@@ -725,7 +724,7 @@ def make_report(
 ) -> Path: # report.html
     "Execute the report page on a run: report.ipynb and a self-contained report.html that fetches nothing"
     run = Run(folder)  # refuses a folder without a run, by the name that was given
-    for package in REPORT_PACKAGES: require(package, 'report')
+    require_all(REPORT_PACKAGES)
     import nbformat
     folder = Path(folder).resolve()
     nb = nbformat.read(report_source(), as_version=4)

@@ -100,6 +100,11 @@ def test_a_missing_report_package_is_named_before_the_run(capsys, monkeypatch, p
     assert f"{package} is not installed: run `pip install 'jumprelu_sae[report]'`" in line
     assert not Path('cache').exists()
 
+def test_all_that_is_missing_is_named_at_once(capsys, monkeypatch):
+    for package in ('transformers', 'matplotlib', 'execnb'): monkeypatch.setitem(sys.modules, package, None)
+    line = refused(capsys, *TINY)
+    assert "transformers, matplotlib and execnb are not installed: run `pip install 'jumprelu_sae[lm,report]'`" in line
+
 def test_gemma_2_without_access(capsys, monkeypatch):
     import transformers
     def gated(*a, **k): raise OSError('You are trying to access a gated repo. 401 Client Error')
