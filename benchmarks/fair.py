@@ -13,7 +13,9 @@ wanted L0 between the two.
 
 Rule, written before any run: the settings with the lowest FVU at an L0 are used there; between two tuned L0s a setting
 is interpolated straight in log L0 and log setting, and nothing is extrapolated. Nobody is tuned again after a look at
-test documents. A winner at the edge of what was tried is marked so.
+test documents. A winner at the edge of what was tried is marked so. Verdicts come from the judges of `45_claims`, with
+their rules as they are there for C1, C3, C4, B1, P1 and P2, on `run='fair'`, and stand beside those of the paper's own
+recipe (`long_run.py`), which come first.
 
 Every run is written to results/fair when it ends, and is not repeated; a stopped one goes on where it stopped. Several
 processes may work at the same time if each is given its architecture: `--arch`. One thread each: OMP_NUM_THREADS=1."""
@@ -32,7 +34,7 @@ from jumprelu_sae.recipe import Plan, plan_sae
 from jumprelu_sae.tuning import line_through
 
 HERE = Path(__file__).parent.parent/'results'
-STUDY = Study(HERE/'fair')
+STUDY = Study(HERE/'fair', n_lm=4096)
 N, SEEDS = 999_936, (0, 1, 2)
 TUNED_AT = (8, 16, 64, 256)
 L0S = (8, 16, 32, 64, 128, 256)

@@ -3,10 +3,11 @@ import logging
 import shutil
 import time
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 from jumprelu_sae.core import Result, Settings, UserError, cache_dir, run_env
-from jumprelu_sae.evaluate import evaluate_activations
+from jumprelu_sae.evaluate import LMEval, evaluate_activations
 from jumprelu_sae.recipe import Plan, train_plans
 from jumprelu_sae.tuning import line_through
 
@@ -20,9 +21,14 @@ def read_between(l0s: list, values: list, at: float) -> float:
 
 
 class Study:
-    "A folder of runs: `tune` is judged on validation documents, every other part on test documents"
-    def __init__(self, out: Path, acts=None):
-        self.out, self.acts = out, acts
+    """A folder of runs: `tune` is judged on validation documents, every other part on test documents, there with the
+    language model's loss on `n_lm` predictions too"""
+    def __init__(self, out: Path, acts=None, n_lm: int = 0):
+        self.out, self.acts, self.n_lm = out, acts, n_lm
+
+    @cached_property
+    def lm_eval(self) -> LMEval:
+        return LMEval(self.acts.lm, self.acts.tokens['test'], self.acts.site, self.n_lm)
 
     def path(self, part: str, plan: Plan) -> Path: return self.out/part/'runs'/f'{plan.name}.json'
     def result(self, part: str, plan: Plan) -> Result: return Result.load(self.path(part, plan))
@@ -43,6 +49,9 @@ class Study:
         config = dict(arch=plan.cfg.arch, target=target, seed=plan.seed, key=key, sae=asdict(plan.cfg))
         config |= dict(train=asdict(plan.train), judged_on=dict(part=on), seconds=time.monotonic() - began)
         sums = {k: v for k, v in arrays.items() if k in ('docs', 'tokens', 'sse', 'sst', 'l0')}
+        if self.n_lm and on == 'test':
+            delta, more = self.lm_eval.delta(sae, acts.rule)
+            m, sums = m | delta, sums | more
         Result(plan.name, config, m, sums, run_env()).save(path)
         shutil.rmtree(folder, ignore_errors=True)
         said = (m[k] for k in ('l0', 'fvu', 'dead'))
