@@ -364,6 +364,8 @@ PACKAGES = ('jumprelu_sae', 'torch', 'transformers', 'numpy', 'scipy', 'safetens
 def versions() -> dict: # package -> version of what numbers depend on; None for one that is not installed
     "Versions of Python and of the packages that the numbers depend on"
     def version(package):
+        # ours by the code that runs: what an installer wrote down may be of another copy
+        if package == 'jumprelu_sae': return importlib.import_module(package).__version__
         try: return metadata.version(package)
         except metadata.PackageNotFoundError: return None
     return dict(python=platform.python_version(), **{p: version(p) for p in PACKAGES})

