@@ -67,7 +67,7 @@ class Row:
         n = MOST*BATCH
         self.plan = plan_sae(settings.pop('what'), acts.d_in, n, D_SAE, None, PAPER, settings.pop('seed'), BATCH, name,
             log_every=500, dead_after=DEAD_AFTER, **settings)
-        self.path, self.looks, self.began = OUT/f'{name}.json', {}, time.monotonic()
+        self.path, self.looks, self.began = OUT/f'{name}.json', {}, time.process_time()
         self.spent = 0.
         if self.path.exists():
             d = read_json(self.path)
@@ -104,7 +104,7 @@ class Row:
 
     def write(self, tr: Trainer, last: bool, calm: bool) -> None:
         p = self.plan
-        seconds = self.spent + time.monotonic() - self.began
+        seconds = self.spent + time.process_time() - self.began
         d = dict(format=1, name=self.name, arch=p.cfg.arch, seed=p.seed, key=p.key(tr.data()), steps=tr.step, done=last)
         d |= dict(sae=asdict(p.cfg), train=asdict(p.train), settled=calm, seconds=seconds, sparse_steps=tr.paths.sparse_steps(self.name, tr.step))
         d |= dict(command=f'python benchmarks/long_run.py {self.name}', env=run_env(), looks=self.looks)
