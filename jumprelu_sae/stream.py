@@ -136,6 +136,7 @@ def keep_rows(
         last=last, n_tokens=n, bos=tokenizer.bos_token_id, pad=pad, special=special.tolist(), docs=len(flat.starts),
         files={f'{part}.{k}': sha256(folder/f'{part}.{k}') for k in ('ids', 'starts', 'names')})
 
+# %% ../nbs/14_stream.ipynb #7a0c5e14
 class MappedTokens:
     "Packed rows whose ids are in a file; a slice of them is `Tokens`"
     def __init__(self,
@@ -202,6 +203,7 @@ class MappedTokens:
 def all_of(t: MappedTokens) -> Tokens: # in memory
     return Tokens(*(getattr(t[:], k) for k in ('ids', 'mask', 'doc')), t.doc_ids)
 
+# %% ../nbs/14_stream.ipynb #7a0c5e16
 @contextmanager
 def written_by_one(folder: Path) -> Iterator[Path]: # a new folder beside it, that becomes it
     "The others wait; what a killed one left is removed"
