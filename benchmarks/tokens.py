@@ -20,6 +20,7 @@ OMP_NUM_THREADS=1."""
 import argparse
 import logging
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -121,18 +122,23 @@ def report(draws: int = 2000) -> dict:
     return d
 
 
+def train(part: str, archs: tuple, budgets: tuple) -> None:
+    "All runs of a part that are not there yet"
+    for n, arch in product(budgets, archs):
+        jobs = tuning_jobs(arch, n) if part == 'tune' else [j for s in SEEDS for j in gap_jobs(arch, n, s)]
+        for j in jobs: STUDY.train(part, j, AT)
+
+
 if __name__ == '__main__':
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('part', choices=('tune', 'gap', 'report'))
+    a.add_argument('part', nargs='+', choices=('tune', 'gap', 'report'), help='one or several, done in this order')
     a.add_argument('--arch', nargs='*', choices=ARCHS, default=ARCHS)
     a.add_argument('--budgets', nargs='*', type=int, choices=BUDGETS, default=BUDGETS)
     a = a.parse_args()
-    if a.part == 'report': raise SystemExit(report() and None)
-    how = Settings(progress=False, in_memory=True)
-    STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, settings=how)
-    for n in a.budgets:
-        if a.part == 'tune' and n not in LRS: continue
-        for arch in a.arch:
-            jobs = tuning_jobs(arch, n) if a.part == 'tune' else [j for s in SEEDS for j in gap_jobs(arch, n, s)]
-            for j in jobs: STUDY.train(a.part, j, AT)
+    if a.part != ['report']:
+        how = Settings(progress=False, in_memory=True)
+        STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, settings=how)
+    for part in a.part:
+        if part == 'report': report()
+        else: train(part, a.arch, [n for n in a.budgets if part == 'gap' or n in LRS])

@@ -180,6 +180,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.claims._spent_row': ('claims.html#_spent_row', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._spread': ('claims.html#_spread', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._threads': ('claims.html#_threads', 'jumprelu_sae/claims.py'),
+                                     'jumprelu_sae.claims._tuned': ('claims.html#_tuned', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.and_meaning': ('claims.html#and_meaning', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.as_relevant': ('claims.html#as_relevant', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.claim_table': ('claims.html#claim_table', 'jumprelu_sae/claims.py'),
