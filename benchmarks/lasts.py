@@ -1,0 +1,103 @@
+"""Does what is found last? The two best and the two worst architectures of `fair.py`, elsewhere.
+
+    python benchmarks/lasts.py code layer    # both places; needs the tuning of `fair.py`
+    python benchmarks/lasts.py --report      # the verdicts, from what is there
+
+The places: `code`, the same layer reading another corpus (Python's own standard library, one document a file), and
+`layer`, the same corpus after layer 14 of 18. Settings are those that `fair.py` chose at L0 = 16 and 64 with a million
+tokens at the main place; nothing is tuned again. 499,712 tokens, three seeds, documents held out as everywhere.
+
+Rule, written before any run: architectures are ranked by the geometric mean of the FVU that their tuned settings had on
+validation documents at L0 = 16 and 64. At a place the order lasts if each of the two best has certainly lower FVU than
+each of the two worst at equal L0 (the falsifier of `31_frontier`, over documents and seeds); it does not if one of them
+has certainly higher FVU; otherwise it lasts partly.
+
+Every run is written to results/lasts when it ends, and is not repeated; a stopped one goes on where it stopped. One
+thread each: OMP_NUM_THREADS=1."""
+import argparse
+import logging
+import math
+import sysconfig
+from itertools import product
+from pathlib import Path
+
+import fair
+from one_run import Study
+
+from jumprelu_sae.activations import activations
+from jumprelu_sae.core import Settings, run_env, write_json
+from jumprelu_sae.frontier import falsifier
+from jumprelu_sae.recipe import Plan, plan_sae
+
+OUT = Path(__file__).parent.parent/'results'/'lasts'
+N, SEEDS, AT = 499_712, (0, 1, 2), (16, 64)
+PLACES = ('code', 'layer')
+
+
+def python_code() -> list[str]:
+    "The files of Python's standard library, but for its tests and for what was installed beside it"
+    root = Path(sysconfig.get_paths()['stdlib'])
+    left_out = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', '__pycache__'}
+    files = [p for p in sorted(root.rglob('*.py')) if not left_out & set(p.relative_to(root).parts)]
+    return [p.read_text(encoding='utf-8', errors='replace') for p in files]
+
+
+def ranking() -> list[str]:
+    "Best first"
+    def level(arch): return math.fsum(math.log(fair.winner(arch, l0)['fvu']) for l0 in AT)
+    return sorted(fair.ARCHS, key=level)
+
+
+def job(arch: str, l0: int, seed: int) -> Plan:
+    told = None if arch in fair.BY_COEF else l0
+    settings = fair.settings_at(arch, l0)
+    return plan_sae(arch, 640, N, 2048, told, 'short', seed, name=f'{arch}-{l0}-seed{seed}', **settings)
+
+
+def some() -> tuple[list, list]:  # the two best, the two worst
+    order = ranking()
+    return order[:2], order[-2:]
+
+
+def jobs() -> list[tuple[Plan, int]]:
+    best, worst = some()
+    return [(job(a, l0, s), l0) for s, l0, a in product(SEEDS, AT, best + worst)]
+
+
+def train(place: str) -> None:
+    how = Settings(progress=False, in_memory=True)
+    corpus, site = (python_code(), 'resid.9') if place == 'code' else ('sotu', 'resid.14')
+    study = Study(OUT/place)
+    study.acts = activations('gemma3-270m', corpus, site=site, n_train=N, settings=how)
+    for plan, l0 in jobs(): study.train('run', plan, l0)
+
+
+def report() -> None:
+    "Each of the best against each of the worst at each place"
+    best, worst = some()
+    rows = []
+    for place in PLACES:
+        study = Study(OUT/place)
+        rs = [study.result('run', p) for p, _ in jobs() if study.has('run', p)]
+        if len(rs) < len(jobs()): continue
+        found = [falsifier(rs, a, b) for a, b in product(best, worst)]
+        for v in found: print(f'{place}: {v.sentence}')
+        words = {v.verdict for v in found}
+        lasts = 'no' if 'refuted' in words else 'yes' if words == {'held'} else 'partly'
+        print(f'{place}: does the order last? {lasts}')
+        pairs = [dict(best=v.a, worst=v.b, area=v.area, both=v.both, verdict=v.verdict) for v in found]
+        rows.append(dict(place=place, lasts=lasts, pairs=pairs))
+    command = 'python benchmarks/lasts.py code layer --report'
+    write_json(OUT/'lasts.json', dict(format=1, command=command, best=best, worst=worst, rows=rows, env=run_env()))
+
+
+if __name__ == '__main__':
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('place', nargs='*', help=f"any of {', '.join(PLACES)}")
+    a.add_argument('--report', action='store_true', help='say what there is')
+    said, a = a, a.parse_args()
+    wrong = [p for p in a.place if p not in PLACES]
+    if wrong: said.error(f"no such place: {', '.join(wrong)}; want {' or '.join(PLACES)}")
+    for place in a.place: train(place)
+    if a.report: report()
