@@ -566,6 +566,7 @@ def with_nearest(
             said = said.replace(repr(value), f'{value!r} (did you mean {like[0]}?)', 1) if like else said
     return said
 
+# %% ../nbs/51_cli.ipynb #51c0ffe6
 def main(
     argv:list=None, # arguments; None: those of the process
 ) -> int: # exit code: 0 done, 2 bad input, 130 interrupted

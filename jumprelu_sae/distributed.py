@@ -570,6 +570,7 @@ def lock_file(
         return None
     return fd
 
+# %% ../nbs/22_distributed.ipynb #22b0c011
 class Notes:
     """A folder that all ranks see, where one says to the others that it failed, and they that they heard it; each holds
     a lock there that the system takes back when it is killed"""
@@ -632,6 +633,7 @@ class Notes:
 
     def all_heard(self) -> bool: return len(list(self.folder.glob('*.json'))) >= self.ranks.world
 
+# %% ../nbs/22_distributed.ipynb #22b0c013
 @contextlib.contextmanager
 def end_together(
     ranks: Ranks, # who takes part

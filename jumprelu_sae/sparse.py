@@ -187,6 +187,7 @@ def pairs_from(z: Tensor, i: int, bound: Tensor) -> tuple[Tensor, Tensor]: # lat
     pos = (z >= bound.clamp_min(0)).flatten().nonzero().squeeze(1)
     return pos + i*z.shape[1], z.flatten()[pos]
 
+# %% ../nbs/05_sparse.ipynb #ab231bd6
 class Line:
     "A bound for the k-th largest of each example (joint: for the k·batch-th of all) that rises from block to block"
     def __init__(self, k: int, joint: bool): # as in `find_topk`
@@ -211,6 +212,7 @@ def few_candidates(x: Tensor, W: Tensor, b_enc: Tensor, k: int, joint: bool, ste
     keep = (v >= (bound if joint else bound[pos % len(x)])).nonzero().squeeze(1)
     return pos[keep], v[keep]
 
+# %% ../nbs/05_sparse.ipynb #ab231bd8
 def all_candidates(x: Tensor, W: Tensor, b_enc: Tensor, k: int, joint: bool, step: int) -> tuple[Tensor, Tensor]:
     "The pairs above the bound of all latents' groups, whatever the blocks are: several blocks are computed twice"
     def bound_of(best): # (n_groups, batch) -> (batch,), or () if joint
@@ -229,6 +231,7 @@ def all_candidates(x: Tensor, W: Tensor, b_enc: Tensor, k: int, joint: bool, ste
     bound = bound_of(best)
     return tuple(map(torch.cat, zip(*(pairs_from(z, i, bound) for i, z in blocks_of(x, W, b_enc, step)))))
 
+# %% ../nbs/05_sparse.ipynb #ab231be0
 def largest_of(pos: Tensor, v: Tensor, k: int, joint: bool, B: int) -> tuple:
     "Which candidates are the largest, a mask (n,); and what says whether another one ties with the last of them"
     if joint:
