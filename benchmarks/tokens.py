@@ -1,14 +1,15 @@
 """The gap against tokens: who leads at L0 = 32 after 62 thousand to a million training tokens?
 
-    python benchmarks/tokens.py tune     # equally many runs an architecture, at the smallest and at the largest budget
+    python benchmarks/tokens.py tune     # six runs an architecture at the smallest budget
     python benchmarks/tokens.py gap      # three seeds at five budgets, settings interpolated in log tokens
     python benchmarks/tokens.py report   # FVU ratios to JumpReLU with intervals, from what is there
 
-Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe, held-out documents as everywhere. Tuning is judged on
-validation documents: six runs an architecture and budget, three learning rates by two values of one more setting (the
-share of the run that decays; for Gated, which cannot be told an L0, the coefficient, and FVU is read at 32 between the
-two). The gap is judged on test documents. A run that ends beside L0 = 32 is read there along the slope of FVU in log L0
-that Gated's two runs of the same budget and seed show.
+Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe, held-out documents as everywhere. The largest budget is
+that of `fair.py`, whose settings and runs at L0 = 32 are taken over; the smallest is tuned here in the same way: six
+runs an architecture, three learning rates by the same second setting, judged on validation documents (Gated cannot be
+told an L0: its second setting is the coefficient, and FVU is read at 32 between the two). The gap is judged on test
+documents. A run that ends beside L0 = 32 is read there along the slope of FVU in log L0 that Gated's two runs of the
+same budget and seed show.
 
 Rule, written before any run: JumpReLU leads (trails) an architecture at a budget if the 95 % interval of the FVU ratio
 over documents and seeds lies below (above) 1; where an interval holds 1, nobody leads. "Gated overtakes between A and
@@ -23,6 +24,7 @@ import math
 from itertools import product
 from pathlib import Path
 
+import fair
 import numpy as np
 from one_run import Study, read_between
 
@@ -31,17 +33,14 @@ from jumprelu_sae.core import Result, Settings, run_env, write_json
 from jumprelu_sae.frontier import resampled
 from jumprelu_sae.intervals import effective_documents, mean_intervals
 from jumprelu_sae.recipe import Plan, plan_sae
-from jumprelu_sae.tuning import line_through
 
 STUDY = Study(Path(__file__).parent.parent/'results'/'tokens')
 ARCHS = ('jumprelu', 'topk', 'batchtopk', 'gated')
-BUDGETS = (62_464, 124_928, 249_856, 499_712, 999_936)
+BUDGETS = (62_464, 124_928, 249_856, 499_712, fair.N)
 SEEDS = (0, 1, 2)
-N_TRAIN = 1_839_104  # activations to draw from: every run sees some of all training documents
 AT = 32  # the L0 of the comparison
-LRS = {BUDGETS[0]: (4e-3, 8e-3, 1.6e-2), BUDGETS[-1]: (1e-3, 2e-3, 4e-3)}
-COEFS = {BUDGETS[0]: (.12, .19), BUDGETS[-1]: (.07, .12)}  # of Gated, about L0 = 32
-DECAYS = (.2, .5)
+LRS = (4e-3, 8e-3, 1.6e-2)  # at the smallest budget
+COEFS = (.12, .19)  # there, of Gated: about L0 = 32
 AROUND = .88, 1.14  # Gated's two coefficients about the one that should give L0 = 32
 
 
@@ -51,19 +50,17 @@ def job(arch: str, n: int, seed: int, **settings) -> Plan:  # one run
     return plan_sae(arch, 640, n, 2048, l0, 'short', seed, name=f'{arch}-{n}-{said}-seed{seed}', **settings)
 
 
-def tuning_jobs(arch: str, n: int) -> list[Plan]:
-    more = [dict(coef=c) for c in COEFS[n]] if arch == 'gated' else [dict(lr_decay=d) for d in DECAYS]
-    return [job(arch, n, 0, lr=lr, **m) for lr in LRS[n] for m in more]
+def tuning_jobs(arch: str) -> list[Plan]:  # six, at the smallest budget
+    more = [dict(coef=c) for c in COEFS] if arch == 'gated' else fair.second_settings(arch, AT)
+    return [job(arch, BUDGETS[0], 0, lr=lr, **m) for lr in LRS for m in more]
 
 
-def winner(arch: str, n: int) -> dict:  # lr, and lr_decay or coef (at L0 = 32); from the runs that are written down
-    "The best setting of one budget on validation documents; FVU of Gated is read at L0 = 32"
-    runs = [(j, STUDY.result('tune', j).metrics) for j in tuning_jobs(arch, n)]
-    if arch != 'gated':
-        j, _ = min(runs, key=lambda r: r[1]['fvu'])
-        return dict(lr=j.train.lr, lr_decay=j.train.lr_decay)
+def winner(arch: str) -> dict:  # settings
+    "The best at the smallest budget on validation documents; FVU of Gated is read at L0 = 32"
+    runs = [(j, STUDY.result('tune', j).metrics) for j in tuning_jobs(arch)]
+    if arch != 'gated': return fair.varied(min(runs, key=lambda r: r[1]['fvu'])[0])
     best = None
-    for lr in LRS[n]:
+    for lr in LRS:
         pair = [(j.cfg.coef, m) for j, m in runs if j.train.lr == lr]
         l0s = [m['l0'] for _, m in pair]
         tried = dict(fvu=[m['fvu'] for _, m in pair], coef=[c for c, _ in pair])
@@ -73,16 +70,27 @@ def winner(arch: str, n: int) -> dict:  # lr, and lr_decay or coef (at L0 = 32);
 
 
 def settings_at(arch: str, n: int) -> dict:
-    "Between the two winners, straight in log tokens and log setting"
-    ends = BUDGETS[0], BUDGETS[-1]
-    small, large = (winner(arch, b) for b in ends)
-    return {k: line_through(ends, (small[k], large[k]), n) for k in small}
+    "Between the winners at both ends, straight in log tokens and log setting"
+    small, large = winner(arch), fair.settings_at(arch, AT)
+    return fair.between((BUDGETS[0], BUDGETS[-1]), (small, large), n)
+
+
+def taken_over(arch: str, n: int) -> bool: return n == BUDGETS[-1] and arch != 'gated'  # the run is one of `fair.py`
 
 
 def gap_jobs(arch: str, n: int, seed: int) -> list[Plan]:
+    if taken_over(arch, n): return [fair.run_job(arch, AT, seed)]
     s = settings_at(arch, n)
     if arch != 'gated': return [job(arch, n, seed, **s)]
     return [job(arch, n, seed, lr=s['lr'], coef=s['coef']*a) for a in AROUND]
+
+
+def has(arch: str, n: int, j: Plan) -> bool:
+    return fair.STUDY.has('run', j) if taken_over(arch, n) else STUDY.has('gap', j)
+
+
+def result(arch: str, n: int, j: Plan) -> Result:
+    return fair.STUDY.result('run', j) if taken_over(arch, n) else STUDY.result('gap', j)
 
 
 def read_at_32(results: list[Result], slope: float, draws: int) -> np.ndarray:  # log FVU at L0 = 32, (1 + draws,)
@@ -99,8 +107,8 @@ def report(draws: int = 2000) -> dict:
         logs, used = {}, []
         for seed in SEEDS:
             jobs = {a: gap_jobs(a, n, seed) for a in ARCHS}
-            if not all(STUDY.has('gap', j) for js in jobs.values() for j in js): continue
-            rs = {a: [STUDY.result('gap', j) for j in js] for a, js in jobs.items()}
+            if not all(has(a, n, j) for a, js in jobs.items() for j in js): continue
+            rs = {a: [result(a, n, j) for j in js] for a, js in jobs.items()}
             l0s, fvus = ([r.metrics[k] for r in rs['gated']] for k in ('l0', 'fvu'))
             slope = math.log(fvus[1]/fvus[0])/math.log(l0s[1]/l0s[0])
             for a in ARCHS: logs.setdefault(a, []).append(read_at_32(rs[a], slope, draws))
@@ -124,9 +132,11 @@ def report(draws: int = 2000) -> dict:
 
 def train(part: str, archs: tuple, budgets: tuple) -> None:
     "All runs of a part that are not there yet"
-    for n, arch in product(budgets, archs):
-        jobs = tuning_jobs(arch, n) if part == 'tune' else [j for s in SEEDS for j in gap_jobs(arch, n, s)]
-        for j in jobs: STUDY.train(part, j, AT)
+    if part == 'tune': todo = [j for a in archs for j in tuning_jobs(a)]
+    else:
+        ours = [(n, a) for n, a in product(budgets, archs) if not taken_over(a, n)]
+        todo = [j for n, a in ours for s in SEEDS for j in gap_jobs(a, n, s)]
+    for j in todo: STUDY.train(part, j, AT)
 
 
 if __name__ == '__main__':
@@ -138,7 +148,7 @@ if __name__ == '__main__':
     a = a.parse_args()
     if a.part != ['report']:
         how = Settings(progress=False, in_memory=True)
-        STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, settings=how)
+        STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=fair.N_TRAIN, settings=how)
     for part in a.part:
         if part == 'report': report()
-        else: train(part, a.arch, [n for n in a.budgets if part == 'gap' or n in LRS])
+        else: train(part, a.arch, a.budgets)
