@@ -2079,6 +2079,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.stream.all_of': ('stream.html#all_of', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream.bucket_bytes': ('stream.html#bucket_bytes', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream.check_counts': ('stream.html#check_counts', 'jumprelu_sae/stream.py'),
+                                     'jumprelu_sae.stream.check_disk': ('stream.html#check_disk', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream.deliver': ('stream.html#deliver', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream.fit_stream': ('stream.html#fit_stream', 'jumprelu_sae/stream.py'),
                                      'jumprelu_sae.stream.fits': ('stream.html#fits', 'jumprelu_sae/stream.py'),

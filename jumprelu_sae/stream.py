@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS_AT_ONCE', 'TableRows', 'check_counts', 'in_steps', 'small_ids', 'FlatFile', 'keep_rows', 'MappedTokens',
-           'all_of', 'written_by_one', 'write_tokens', 'open_tokens', 'permutation', 'Bucket', 'Filler',
+           'all_of', 'written_by_one', 'check_disk', 'write_tokens', 'open_tokens', 'permutation', 'Bucket', 'Filler',
            'source_identity', 'Ahead', 'Supply', 'Buckets', 'model_lock', 'ModelSource', 'without_massive',
            'massive_limits', 'free_memory', 'in_words', 'Memory', 'fits', 'bucket_bytes', 'pass_bytes', 'memory',
            'deliver', 'LMStream', 'sample_stream', 'fit_stream', 'StoreSource', 'StoreStream', 'scatter']
@@ -24,7 +24,7 @@ from .core import (Scaler, UserError, check_state, fingerprint, is_whole, load_t
 from .text import Document, Tokens, _pad_id, _spread_counts, _width, side_of, special_ids
 from .lm import LM
 from .sites import Site, capture, parse_site, site_dim
-from .harvest import ActivationStore, MassiveRule, _disk_full, prepare
+from .harvest import ActivationStore, MassiveRule, _check_space, _disk_full, prepare
 
 # %% ../nbs/14_stream.ipynb #5c96c932
 class TableRows:
@@ -221,6 +221,15 @@ def written_by_one(folder: Path) -> Iterator[Path]: # a new folder beside it, th
             os.rename(aside, folder)
         finally: shutil.rmtree(aside, ignore_errors=True)
 
+def check_disk(
+    folder: Path, # to be written to
+    budget: dict, # side -> tokens
+    tokenizer, # says how wide an id is
+) -> None:
+    "UserError where the least that must be written does not fit: all sides as text runs, one of them again in rows"
+    least = (sum(budget.values()) + max(budget.values()))*np.dtype(small_ids(tokenizer)).itemsize
+    _check_space(folder, least, 'the file of tokens', 'set JUMPRELU_SAE_CACHE to a larger disk, or take fewer tokens')
+
 def write_tokens(
     docs: Iterable[Document], # the corpus, read once
     tokenizer, # as for `pack`
@@ -232,6 +241,7 @@ def write_tokens(
     "What `split_documents` and `pack` would make, written with one document and some rows in memory"
     with written_by_one(Path(folder)) as aside:
         if aside is None: return
+        check_disk(aside, budget, tokenizer)
         flat, h, n = {k: FlatFile(aside, k, small_ids(tokenizer)) for k in budget}, hashlib.sha256(), 0
         for n, d in enumerate(docs, 1):
             h.update(bytes.fromhex(d.sha))

@@ -3,6 +3,7 @@ the file is written, and what happens when it is damaged or half written"""
 import os, signal, subprocess, sys, tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -109,6 +110,17 @@ def test_sides_of_any_size_and_rows_that_end_anywhere(seed, tmp_path):
         want = pack(sides[k], tk, seq_len, budget[k])
         assert (t.sha, len(t), t.doc_ids) == (want.sha, len(want), want.doc_ids)
         assert all(torch.equal(getattr(t[:], n), getattr(want, n)) for n in ('ids', 'mask', 'doc'))
+
+def test_disk_is_looked_at_before_anything_is_written(monkeypatch):
+    def docs():
+        raise AssertionError('the corpus was read')
+        yield
+    def write(free):
+        monkeypatch.setattr('shutil.disk_usage', lambda _: SimpleNamespace(free=free))
+        write_tokens(docs(), ByteTokenizer(), 32, dict(train=900, val=50, test=31), SPLIT, Path('t'))
+    with pytest.raises(UserError, match='the file of tokens needs 3.76e-06 GB and 3.76e-06 GB are free'): write(3761)
+    assert not list(Path().glob('*t.tmp')) and not Path('t').exists()
+    with pytest.raises(AssertionError, match='was read'): write(3762)
 
 KILLED = '''
 import os, signal, sys
