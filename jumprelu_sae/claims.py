@@ -13,6 +13,7 @@ __all__ = ['MAIN', 'LONG', 'AT_STEP', 'VERDICTS', 'METRICS_COMPARED', 'MARGIN', 
 # %% ../nbs/45_claims.ipynb #6c8bf980
 import math
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable
@@ -39,8 +40,10 @@ class Evidence:
     def run(self, name: str = 'laptop-full') -> dict: # results.json of a run
         return long_run(self, name) if name in LONG else self.json(f'{name}/results.json')
 
-    def has_run(self, name: str) -> bool: # are there results of it?
-        return bool(self.run(name)['results']) if name in LONG else self.has(f'{name}/results.json')
+    def has_run(self, name: str, *archs: str) -> bool: # are there results of it, and of these architectures in it?
+        if name not in LONG and not self.has(f'{name}/results.json'): return False
+        there = {r['config']['arch'] for r in self.run(name)['results']}
+        return there.issuperset(archs) and bool(there)
 
     def results(self, name: str = 'laptop-full') -> list[Result]:
         return [Result(**r) for r in self.run(name)['results']]
@@ -79,14 +82,14 @@ AT_STEP = 100_000 # where the long runs are compared
 def long_run(
     e: Evidence, # the files
     name: str,   # of LONG
-) -> dict:       # as results.json of a run; without results while two sparsities of an architecture are missing
+) -> dict:       # as results.json of a run; without an architecture of which two sparsities are not there yet
     "The rows of results/long at AT_STEP as one run"
     files = [e.json(f'long/{p.name}') for p in sorted((e.root/'long').glob('*.json'))]
     wanted = re.compile(rf'(jumprelu|topk|{LONG[name]})-[0-9.]+-seed0') # one seed: see the rule; no varied ingredient
     rows = [d for d in files if str(AT_STEP) in d['looks'] and wanted.fullmatch(d['name'])]
     results = [asdict(_long_result(d)) for d in rows]
-    by_arch = {a: [r for r in results if r['config']['arch'] == a] for a in ('jumprelu', 'topk', 'gated')}
-    if min(map(len, by_arch.values())) < 2: results = []
+    n_of = Counter(r['config']['arch'] for r in results)
+    results = [r for r in results if n_of[r['config']['arch']] > 1]
     env = rows[0]['env'] if rows else dict(device='')
     return dict(preset=dict(seeds=[0]), results=results, env=env, stages=dict(train=sum(d['seconds'] for d in rows)))
 
@@ -129,7 +132,7 @@ def lower_error(
 ) -> Callable: # a judge
     "The subject's error is lower than each baseline's at equal L0, on both metrics"
     def judge(e: Evidence) -> Finding:
-        if run != MAIN and not e.has_run(run): return Finding('its runs are not there yet', 'not yet tested')
+        if run != MAIN and not e.has_run(run, SUBJECT, *baselines): return Finding('its runs are not there yet', 'not yet tested')
         rs = e.results(run)
         vs = [falsifier(rs, SUBJECT, b, m) for b in baselines for m in METRICS_COMPARED]
         verdict = combine([v.verdict for v in vs])
@@ -149,7 +152,7 @@ def not_worse(
     "The interval of the subject's disadvantage ends below the margin, on both metrics"
 
     def judge(e: Evidence) -> Finding:
-        if run != MAIN and not e.has_run(run):
+        if run != MAIN and not e.has_run(run, SUBJECT, baseline):
             return Finding('its runs are not there yet', 'not yet tested')
         rs = e.results(run)
         vs = [falsifier(rs, SUBJECT, baseline, m) for m in MARGIN]
@@ -212,7 +215,7 @@ def dense_latents(
 ) -> Callable: # a judge
     "Latents above 10 %, at equal L0"
     def judge(e: Evidence) -> Finding:
-        if run != MAIN and not e.has_run(run): return Finding('its runs are not there yet', 'not yet tested')
+        if run != MAIN and not e.has_run(run, *archs, than): return Finding('its runs are not there yet', 'not yet tested')
         rs, d = e.results(run), e.run(run)
         reference, rows = _dense_curve(rs, than), []
         for arch in archs:
