@@ -46,10 +46,12 @@ def rows() -> dict:
         for seed in seeds:
             for name, free in (('gated-free', True), ('gated-unit', False)):
                 out[f'{name}-{coef:g}-seed{seed}'] = dict(what='gated', seed=seed, coef=coef, free_rows=free)
-    J = dict(what='jumprelu', seed=0, coef=3e-3)
-    out['jumprelu-0.003-bandwidth-0.01-seed0'] = J | dict(bandwidth=.01)
-    out['jumprelu-0.003-threshold-lr-7e-4-seed0'] = J | dict(threshold_lr=7e-4)
-    out['jumprelu-0.003-auxk-seed0'] = J | dict(aux_coef=1/32)
+    J = dict(what='jumprelu', seed=0, coef=1e-3)
+    for rate in (7e-4, 7e-3): out[f'jumprelu-0.001-threshold-lr-{rate:g}-seed0'] = J | dict(threshold_lr=rate)
+    for coef in (4e-4, 2e-3):
+        out[f'jumprelu-{coef:g}-threshold-lr-0.007-seed0'] = J | dict(coef=coef, threshold_lr=7e-3)
+    out['jumprelu-0.001-bandwidth-0.01-seed0'] = J | dict(bandwidth=.01)
+    out['jumprelu-0.001-auxk-seed0'] = J | dict(aux_coef=1/32)
     return out
 
 
