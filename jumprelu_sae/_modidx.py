@@ -162,6 +162,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.claims.Evidence.results': ('claims.html#evidence.results', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.Evidence.run': ('claims.html#evidence.run', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.Finding': ('claims.html#finding', 'jumprelu_sae/claims.py'),
+                                     'jumprelu_sae.claims._absent': ('claims.html#_absent', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._beside_floor': ('claims.html#_beside_floor', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._compared': ('claims.html#_compared', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._dense_curve': ('claims.html#_dense_curve', 'jumprelu_sae/claims.py'),

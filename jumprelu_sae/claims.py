@@ -123,6 +123,8 @@ def _found(e: Evidence, run: str, vs: list, verdict: str, **more) -> Finding: # 
     more |= dict(short='; '.join(map(_short, vs)))
     return Finding(' '.join(v.sentence for v in vs), verdict, n, e.minutes(run), d['env']['device'], **more)
 
+def _absent() -> Finding: return Finding('its runs are not there yet', 'not yet tested')
+
 def _short(v) -> str: # a comparison in a few words
     m = METRICS[v.metric]
     if v.area is None: return 'no L0 in common'
@@ -137,7 +139,7 @@ def lower_error(
 ) -> Callable: # a judge
     "The subject's error is lower than each baseline's at equal L0, on both metrics"
     def judge(e: Evidence) -> Finding:
-        if run != MAIN and not e.has_run(run, SUBJECT, *baselines): return Finding('its runs are not there yet', 'not yet tested')
+        if run != MAIN and not e.has_run(run, SUBJECT, *baselines): return _absent()
         rs = e.results(run)
         vs = [falsifier(rs, SUBJECT, b, m) for b in baselines for m in METRICS_COMPARED]
         verdict = combine([v.verdict for v in vs])
@@ -158,7 +160,7 @@ def not_worse(
 
     def judge(e: Evidence) -> Finding:
         if run != MAIN and not e.has_run(run, SUBJECT, baseline):
-            return Finding('its runs are not there yet', 'not yet tested')
+            return _absent()
         rs = e.results(run)
         vs = [falsifier(rs, SUBJECT, baseline, m) for m in MARGIN]
         ok = [v.both is not None and v.both[1] < MARGIN[v.metric] for v in vs]
@@ -220,7 +222,7 @@ def dense_latents(
 ) -> Callable: # a judge
     "Latents above 10 %, at equal L0"
     def judge(e: Evidence) -> Finding:
-        if run != MAIN and not e.has_run(run, *archs, than): return Finding('its runs are not there yet', 'not yet tested')
+        if run != MAIN and not e.has_run(run, *archs, than): return _absent()
         rs, d = e.results(run), e.run(run)
         reference, rows = _dense_curve(rs, than), []
         for arch in archs:
@@ -426,12 +428,12 @@ LETTER = (
 )
 FAST = ' but for thresholds that learn a hundred times faster'
 TUNED_THERE = (
-    'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 1 million tokens, L0 8 to 256, three seeds, SHORT '
-    'recipe, each architecture tuned with this many tokens at L0 8, 16, 64 and 256'
+    'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 1 million tokens, L0 8 to 256, three seeds, '
+    'SHORT recipe, each architecture tuned with this many tokens at L0 8, 16, 64 and 256'
 )
 
 # %% ../nbs/45_claims.ipynb #dff8d632
-def _long(id: str, of: str, wording: str, rule: str, judge: Callable, but: str = '') -> Claim:  # in the paper's recipe
+def _long(id: str, of: str, wording: str, rule: str, judge: Callable, but: str = '') -> Claim:  # of a long run
     return Claim(
         id,
         wording=f'{of} in the paper\'s own recipe{but}, run to its end: {wording}',
