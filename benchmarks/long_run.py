@@ -2,6 +2,7 @@
 
     python benchmarks/long_run.py jumprelu-0.001 topk-32     # rows by name; without names: all, one after the other
     python benchmarks/long_run.py --list
+    python benchmarks/long_run.py --report                   # who leads when: results/recipe/who_leads.json
 
 To the letter but for scale: learning rate 7e-5, beta1 = 0, warm-ups of 1,000 and 10,000 steps, ε and θ_init 0.001, log θ,
 λ‖f‖₀, no AuxK for JumpReLU, no selection, no target. Departures: 2,048 latents, batch 128, 1,839,104 tokens read several
@@ -20,9 +21,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from jumprelu_sae.activations import activations
-from jumprelu_sae.core import Settings, cache_dir, read_json, run_env, write_json
+from jumprelu_sae.core import Result, Settings, cache_dir, read_json, run_env, write_json
 from jumprelu_sae.evaluate import LMEval, evaluate_activations
+from jumprelu_sae.frontier import resampled
+from jumprelu_sae.intervals import effective_documents, mean_intervals
 from jumprelu_sae.recipe import PAPER, plan_sae
 from jumprelu_sae.train import Trainer, train_saes
 
@@ -127,16 +132,61 @@ class Row:
         tr.saes[p.name].eval().finish(self.acts.scaler, self.acts.metadata()).save(cache_dir()/'long'/f'{p.name}-sae')
 
 
+RIVALS = ('topk', 'gated-free', 'gated-unit')
+
+
+def at_look(d: dict, step: str) -> Result:  # of a row, held out
+    look = d['looks'][step]
+    return Result(d['name'], dict(arch=d['arch'], seed=d['seed']), look['test'], look['sums'], {})
+
+
+def around(rows: list[dict], step: str, l0: float) -> list[dict]:  # the nearest below and above; [] if a side is empty
+    def l0_of(d): return d['looks'][step]['test']['l0']
+    there = [d for d in rows if step in d['looks']]
+    below, above = [d for d in there if l0_of(d) <= l0], [d for d in there if l0_of(d) > l0]
+    return [max(below, key=l0_of), min(above, key=l0_of)] if below and above else []
+
+
+def gap(three: list[Result], draws: int = 2000) -> dict:  # a row and the two around it
+    "Ratio of FVU at the row's own L0, the others read between them in logs; 95 % interval over documents"
+    (y, p, q), (x, l, m) = (np.log(resampled(three, k, draws)).T for k in ('fvu', 'l0'))
+    v = y - p - (q - p)*(x - l)/(m - l)
+    iv = mean_intervals(v[:, None], effective_documents(three[0].arrays['sst']))
+    lo, hi = np.exp(iv.both)
+    return dict(ratio=float(np.exp(iv.mean)), lo=float(lo), hi=float(hi))
+
+
+def report() -> None:
+    "At each look: rows of JumpReLU against each rival at equal L0, where there is one on both sides"
+    files = [read_json(p) for p in sorted(OUT.glob('*-seed0.json'))]
+    out = []
+    for d in (d for d in files if d['arch'] == 'jumprelu'):
+        for rival in RIVALS:
+            theirs = [r for r in files if r['name'].startswith(f'{rival}-')]
+            for step in sorted(d['looks'], key=int):
+                l0 = d['looks'][step]['test']['l0']
+                two = around(theirs, step, l0)
+                if not two: continue
+                row = dict(row=d['name'], against=rival, step=int(step), l0=l0, between=[r['name'] for r in two])
+                out.append(row | gap([at_look(r, step) for r in (d, *two)]))
+                print(f"{d['name']}, step {step}, L0 {l0:.1f}, FVU/{rival}: {out[-1]['ratio']:.4f}"
+                    f" [{out[-1]['lo']:.4f}, {out[-1]['hi']:.4f}]")
+    command = 'python benchmarks/long_run.py --report'
+    write_json(OUT.parent/'recipe'/'who_leads.json', dict(format=1, command=command, rows=out, env=run_env()))
+
+
 if __name__ == '__main__':
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('name', nargs='*', help='rows whose name begins so; none: all')
     a.add_argument('--list', action='store_true')
+    a.add_argument('--report', action='store_true')
     a = a.parse_args()
     todo = {n: r for n, r in rows().items() if not a.name or any(n.startswith(b) for b in a.name)}
     if a.list:
         print('\n'.join(todo))
         raise SystemExit
+    if a.report: raise SystemExit(report())
     acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, 
         settings=Settings(in_memory=False, progress=False))
     lm_eval = LMEval(acts.lm, acts.tokens['test'], acts.site, N_LM)
