@@ -312,7 +312,8 @@ def goes_down(
         said = '; '.join(f'{n}: at most {100*r:.0f} % above the least before, in steps 10,000 to {d["steps"]:,}'
             for d, (n, r) in zip(rows, rises.items()))
         verdict = 'held' if max(rises.values()) <= RISE else 'refuted'
-        minutes, short = sum(d['seconds'] for d in rows)/60, f'it rises by up to {100*max(rises.values()):.0f} % on the way'
+        minutes = sum(d['seconds'] for d in rows)/60
+        short = f'it rises by up to {100*max(rises.values()):.0f} % on the way'
         return Finding(said, verdict, f'{len(rows)} runs', minutes, rows[0]['env']['device'], dict(rises=rises), short)
     return judge
 
