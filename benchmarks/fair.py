@@ -139,14 +139,20 @@ def report() -> None:
         w = table[a][l0]
         said = ', '.join(f'{k} {v:.3g}' for k, v in w['settings'].items())
         print(f"{a:10} L0 {l0:3}: FVU {w['fvu']:.4f}, {said}{', at the edge' if w['edge'] else ''}")
-    write_json(STUDY.out/'tuning.json', dict(format=1, runs_each=6, rows=table, env=run_env()))
+    tuning = [(a, l0, j) for a in ARCHS for l0 in tuned(a) for j in tuning_jobs(a, l0)]
+    tried = [(a, l0, varied(j), STUDY.result('tune', j)) for a, l0, j in tuning]
+    every = [dict(arch=a, at=l0, **s, **{k: r.metrics[k] for k in ('l0', 'fvu', 'dead')}) for a, l0, s, r in tried]
+    spent = math.fsum(r.config['seconds'] for *_, r in tried)
+    command = 'python benchmarks/fair.py tune run report'
+    d = dict(format=1, command=command, runs_each=6, winners=table, rows=every, seconds=spent, env=run_env())
+    write_json(STUDY.out/'tuning.json', d)
     runs = {a: done(a) for a in ARCHS}
     all_of_them = [r for a in ARCHS for rs in runs[a].values() for r in rs]
     if not all_of_them: return
-    tuning = [STUDY.result('tune', j) for a in ARCHS for l0 in tuned(a) for j in tuning_jobs(a, l0)]
-    stages = {k: math.fsum(r.config['seconds'] for r in rs) for k, rs in (('tune', tuning), ('train', all_of_them))}
-    preset = dict(seeds=list(SEEDS), n_train=N, d_sae=2048, grid={a: list(runs[a]) for a in ARCHS if runs[a]})
-    d = dict(format=1, command='python benchmarks/fair.py tune run report', preset=preset, stages=stages, env=run_env())
+    stages = dict(train=math.fsum(r.config['seconds'] for r in all_of_them))
+    grid = {a: list(runs[a]) for a in ARCHS if runs[a]}
+    preset = dict(name='fair', site='resid.9', seeds=list(SEEDS), n_train=N, d_sae=2048, grid=grid)
+    d = dict(format=1, command=command, preset=preset, stages=stages, env=run_env())
     write_json(STUDY.out/'results.json', d | dict(results=[asdict(r) for r in all_of_them]))
     before = read_json(HERE/'laptop-full'/'results.json')['results']
     for a, l0 in ((a, l0) for a in ARCHS for l0 in runs[a]):

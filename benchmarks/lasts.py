@@ -75,7 +75,7 @@ def train(place: str) -> None:
 def report() -> None:
     "Each of the best against each of the worst at each place"
     best, worst = some()
-    rows = []
+    rows, spent = [], 0.
     for place in PLACES:
         study = Study(OUT/place)
         rs = [study.result('run', p) for p, _ in jobs() if study.has('run', p)]
@@ -87,8 +87,10 @@ def report() -> None:
         print(f'{place}: does the order last? {lasts}')
         pairs = [dict(best=v.a, worst=v.b, area=v.area, both=v.both, verdict=v.verdict) for v in found]
         rows.append(dict(place=place, lasts=lasts, pairs=pairs))
+        spent += math.fsum(r.config['seconds'] for r in rs)
     command = 'python benchmarks/lasts.py code layer --report'
-    write_json(OUT/'lasts.json', dict(format=1, command=command, best=best, worst=worst, rows=rows, env=run_env()))
+    d = dict(format=1, command=command, best=best, worst=worst, rows=rows, seconds=spent, env=run_env())
+    write_json(OUT/'lasts.json', d)
 
 
 if __name__ == '__main__':

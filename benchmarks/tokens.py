@@ -125,9 +125,17 @@ def report(draws: int = 2000) -> dict:
             print(f'{n:9,} tokens, JumpReLU/{a}: {np.exp(iv.mean):.3f} [{lo:.3f}, {hi:.3f}] {word} ({len(used)} seeds)')
     chosen = {a: {n: settings_at(a, n) for n in BUDGETS} for a in ARCHS}
     command = 'python benchmarks/tokens.py report'
-    d = dict(format=1, command=command, at_l0=AT, rows=rows, settings=chosen, env=run_env())
+    ours = [(p, j) for a in ARCHS for p, js in all_jobs(a) for j in js if STUDY.has(p, j)]
+    spent = math.fsum(STUDY.result(p, j).config['seconds'] for p, j in ours)
+    d = dict(format=1, command=command, at_l0=AT, rows=rows, settings=chosen, runs=len(ours), seconds=spent)
+    d |= dict(env=run_env())
     write_json(STUDY.out/'tokens.json', d)
     return d
+
+
+def all_jobs(arch: str) -> list:  # (part, its runs) of this study; those of `fair.py` are counted there
+    gap = [j for n in BUDGETS if not taken_over(arch, n) for s in SEEDS for j in gap_jobs(arch, n, s)]
+    return [('tune', tuning_jobs(arch)), ('gap', gap)]
 
 
 def train(part: str, archs: tuple, budgets: tuple) -> None:
