@@ -1,15 +1,15 @@
-"""A short comparison that is fair at every sparsity: each architecture tuned at the budget and the L0 where it is judged.
+"""A short comparison that is fair at every sparsity: everybody is tuned at the budget and the L0 where it is judged.
 
     python benchmarks/fair.py tune     # six runs an architecture at each of four L0s, a million tokens, one seed
     python benchmarks/fair.py run      # six L0s, three seeds, settings interpolated in log L0
     python benchmarks/fair.py report   # the table of the tuning, the frontier's results, dead shares before and after
 
 Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe; 999,936 tokens a run, drawn from all 1.8 million of the
-training side. Tuning is judged on validation documents by FVU, `run` on test documents. Every architecture gets six runs
-at each L0: three learning rates by two values of one more setting. For TopK and BatchTopK that is how soon a latent
-counts as dead, for JumpReLU the bandwidth; at L0 = 8 JumpReLU's thresholds starved, so there its six are one change at a
-time (bandwidth, how long it selects, the thresholds' rate). ReLU and Gated cannot be told an L0: their second setting is
-the coefficient, and FVU is read at the wanted L0 between the two.
+training side. Tuning is judged on validation documents by FVU, `run` on test documents. Every architecture gets six
+runs at each L0: three learning rates by two values of one more setting. For TopK and BatchTopK that is how soon a
+latent counts as dead, for JumpReLU the bandwidth; at L0 = 8 JumpReLU's thresholds starved, so there its six are one
+change at a time (bandwidth, how long it selects, the thresholds' rate). ReLU and Gated cannot be told an L0: their
+second setting is the coefficient, and FVU is read at the wanted L0 between the two.
 
 Rule, written before any run: the settings with the lowest FVU at an L0 are used there; between two tuned L0s a setting
 is interpolated straight in log L0 and log setting, and nothing is extrapolated. Nobody is tuned again after a look at
@@ -133,7 +133,7 @@ def mean(results: list[dict], key: str) -> float:  # of metrics
 
 
 def report() -> None:
-    "What tuning chose; the runs that are there as one file that `45_claims` reads; dead shares beside the earlier run's"
+    "What tuning chose, the runs that are there as one file for `45_claims`, and dead shares beside the earlier run's"
     table = {a: {l0: winner(a, l0) for l0 in tuned(a)} for a in ARCHS}
     for a, l0 in ((a, l0) for a in table for l0 in table[a]):
         w = table[a][l0]

@@ -127,8 +127,7 @@ def report(draws: int = 2000) -> dict:
     command = 'python benchmarks/tokens.py report'
     ours = [(p, j) for a in ARCHS for p, js in all_jobs(a) for j in js if STUDY.has(p, j)]
     spent = math.fsum(STUDY.result(p, j).config['seconds'] for p, j in ours)
-    d = dict(format=1, command=command, at_l0=AT, rows=rows, settings=chosen, runs=len(ours), seconds=spent)
-    d |= dict(env=run_env())
+    d = dict(format=1, command=command, at_l0=AT, rows=rows, settings=chosen, seconds=spent, env=run_env())
     write_json(STUDY.out/'tokens.json', d)
     return d
 

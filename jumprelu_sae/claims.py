@@ -928,9 +928,9 @@ def spent(
 ) -> list[dict]: # file, runs, minutes, CPU hours at most, device; the sum last
     "Wall time and the most CPU time (wall time times threads) that the files in results/ tell of"
     names = sorted(p for p in evidence.root.rglob('*.json') if p.name != 'claims.json')
-    names = [str(f.relative_to(evidence.root)) for f in names]
+    names = [f.relative_to(evidence.root) for f in names if f.parent.name != 'runs']  # a study's report holds their sum
     single = ('interpret', 'causal/arms')  # one file an arm: their summaries hold the sum
-    names = [f for f in names if not f.startswith(single) or f.endswith('summary.json')]
+    names = [str(f) for f in names if not str(f).startswith(single) or f.name == 'summary.json']
     rows = [_spent_row(f, evidence.json(f)) for f in names]
     all_of_it = {'file': 'all of it', 'runs or rows': '', 'minutes': '', 'device': ''}
     return [r for r, _ in rows] + [all_of_it | {'CPU hours, at most': f'{sum(cpu for _, cpu in rows):.2f}'}]
