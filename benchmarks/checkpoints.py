@@ -66,10 +66,23 @@ def cadence(part: str) -> dict:
     (first, since), (_, until), n = costs[0], costs[-1], len(costs) - 1
     cost = statistics.median(c for c, _ in costs)
     real.cost = cost
-    return dict(preset=name, d_in=d_in, d_sae=p.d_sae, saes=len(plans), batch=p.batch, checkpoint_bytes=size,
-        foretold_bytes=tr.checkpoint_bytes(), step_s=statistics.median(t for t, _ in steps), seconds=until - since,
-        checkpoints=n, checkpoint_s=[c for c, _ in costs], share=sum(c for c, _ in costs[1:])/(until - since) if n else None,
-        first_after_s=since - first - began, interval_s=real.interval, share_in_a_long_run=cost/(cost + real.interval))
+    return dict(
+        preset=name,
+        d_in=d_in,
+        d_sae=p.d_sae,
+        saes=len(plans),
+        batch=p.batch,
+        checkpoint_bytes=size,
+        foretold_bytes=tr.checkpoint_bytes(),
+        step_s=statistics.median(t for t, _ in steps),
+        seconds=until - since,
+        checkpoints=n,
+        checkpoint_s=[c for c, _ in costs],
+        share=sum(c for c, _ in costs[1:]) / (until - since) if n else None,
+        first_after_s=since - first - began,
+        interval_s=real.interval,
+        share_in_a_long_run=cost / (cost + real.interval),
+    )
 
 
 WRITES = '''
@@ -146,8 +159,10 @@ def words(part: str, d: dict) -> str:
     if part == 'written':
         t = d['tiny']
         each = '; '.join(f'{k}: {v/1e9:.2f} GB' for k, v in d['laptop_total'].items())
-        return (f"tiny: {t['counted']/1e6:.2f} MB counted, {t['foretold_and_rest']/1e6:.2f} MB foretold; laptop: {each}; "
-            f"and once the converted model, {d['model_once']/1e9:.2f} GB")
+        return (
+            f"tiny: {t['counted'] / 1e6:.2f} MB counted, {t['foretold_and_rest'] / 1e6:.2f} MB foretold; laptop: {each}; "
+            f"and once the converted model, {d['model_once'] / 1e9:.2f} GB"
+        )
     if part == 'probe': return ', '.join(f'{k} {v:,.0f} tokens/s' for k, v in d['rates'].items())
     return f"{d['preset']}: {d['seconds']:.0f} s, {len(d['rows'])} SAEs, a report of {d['report_bytes']/1e6:.1f} MB"
 

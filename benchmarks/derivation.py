@@ -2,8 +2,9 @@
 
     python benchmarks/derivation.py
 
-Three worlds whose population gradient is known by quadrature, five bandwidths: STE and KDE through the library's own autograd functions, each against its own expectation,
-in standard errors; and the order in which the biases of the expectations grow with the bandwidth."""
+Three worlds whose population gradient is known by quadrature, five bandwidths: STE and KDE through the library's own
+autograd functions, each against its own expectation, in standard errors; and the order in which the biases of the
+expectations grow with the bandwidth."""
 import math, time
 from pathlib import Path
 import torch
@@ -28,7 +29,8 @@ def estimates(w, pi, s, eps, kde) -> torch.Tensor:
 
 def order(w, expected) -> float:
     "Slope of log |bias| over log ε, by least squares, for ε from 0.003 to 0.1"
-    x = torch.tensor([math.log(e) for e in SMALL]); y = torch.tensor([math.log(abs(expected(w, e)[0] - population_gradient(w))) for e in SMALL])
+    x = torch.tensor([math.log(e) for e in SMALL])
+    y = torch.tensor([math.log(abs(expected(w, e)[0] - population_gradient(w))) for e in SMALL])
     x = x - x.mean()
     return float((x*y).sum()/(x*x).sum())
 
@@ -42,11 +44,33 @@ def main() -> dict:
             for eps in EPS:
                 got, mean = estimates(w, pi, s, eps, kde), expected(w, eps)[0]
                 se = float(got.std())/BATCHES**.5
-                rows.append(dict(world=name, estimator=est, eps=eps, estimate=float(got.mean()), standard_error=se, expectation=mean, truth=population_gradient(w), off=(float(got.mean()) - mean)/se))
-    return dict(format=1, command='python benchmarks/derivation.py', examples=ROWS*BATCHES, rows=rows, orders=orders, seconds=round(time.monotonic() - t, 1), env=run_env())
+                rows.append(
+                    dict(
+                        world=name,
+                        estimator=est,
+                        eps=eps,
+                        estimate=float(got.mean()),
+                        standard_error=se,
+                        expectation=mean,
+                        truth=population_gradient(w),
+                        off=(float(got.mean()) - mean) / se,
+                    )
+                )
+    return dict(
+        format=1,
+        command='python benchmarks/derivation.py',
+        examples=ROWS * BATCHES,
+        rows=rows,
+        orders=orders,
+        seconds=round(time.monotonic() - t, 1),
+        env=run_env(),
+    )
 
 
 if __name__ == '__main__':
     d = main()
     write_json(OUT, d)
-    print(f"largest deviation {max(abs(r['off']) for r in d['rows']):.2f} standard errors in {len(d['rows'])} comparisons; orders " + ', '.join(f"{o['estimator']} {o['order']:.3f}" for o in d['orders']))
+    print(
+        f"largest deviation {max(abs(r['off']) for r in d['rows']):.2f} standard errors in {len(d['rows'])} comparisons; orders "
+        + ', '.join(f"{o['estimator']} {o['order']:.3f}" for o in d['orders'])
+    )

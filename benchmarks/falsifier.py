@@ -1,10 +1,12 @@
-"""How often does the falsifier say what is true? Its full confusion table on invented frontiers, which 31_frontier reads and draws.
+"""How often does the falsifier say what is true? Its full confusion table on invented frontiers, which 31_frontier
+reads and draws.
 
     python benchmarks/falsifier.py [--draws 200] [--out results/evaluate/falsifier.json]
 
-`one_seed`: JumpReLU wins by 3 %, ties, loses by 3 %, and the baseline trained again, each at three levels of scatter between documents.
-`three_seeds`: ties and wins when a seed moves a whole frontier by 2 %, judged from three seeds.
-`effects`: how the chance of 'held' grows with the size of a win, at 5 % scatter. One thread, some minutes, no model and no data."""
+`one_seed`: JumpReLU wins by 3 %, ties, loses by 3 %, and the baseline trained again, each at three levels of scatter
+between documents. `three_seeds`: ties and wins when a seed moves a whole frontier by 2 %, judged from three seeds.
+`effects`: how the chance of 'held' grows with the size of a win, at 5 % scatter. One thread, some minutes, no model and
+no data."""
 import argparse, os, time
 for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[k] = '1'  # before numpy is loaded
 import torch

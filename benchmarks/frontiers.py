@@ -1,9 +1,11 @@
-"""Does the answer depend on where one looks? The laptop's frontier at another layer, at the MLP's and the attention's output, and at another width.
+"""Does the answer depend on where one looks? The laptop's frontier at another layer, at the MLP's and the attention's
+output, and at another width.
 
     python benchmarks/frontiers.py                      # all; or: python benchmarks/frontiers.py mlp attn
 
-One seed, 299,520 training tokens, five sparsities, five architectures, the recipes of the main site (found there, at 2,048 latents; not tuned again).
-Finished SAEs, stores and evaluations are kept under --out and the cache; stop at any time. The evidence goes to results/laptop-<name>/results.json."""
+One seed, 299,520 training tokens, five sparsities, five architectures, the recipes of the main site (found there, at
+2,048 latents; not tuned again). Finished SAEs, stores and evaluations are kept under --out and the cache; stop at any
+time. The evidence goes to results/laptop-<name>/results.json."""
 import argparse, shutil
 from dataclasses import replace
 from pathlib import Path

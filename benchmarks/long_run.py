@@ -4,17 +4,17 @@
     python benchmarks/long_run.py --list
     python benchmarks/long_run.py --report                   # who leads when: results/recipe/who_leads.json
 
-To the letter but for scale: learning rate 7e-5, beta1 = 0, warm-ups of 1,000 and 10,000 steps, ε and θ_init 0.001, log θ,
-λ‖f‖₀, no AuxK for JumpReLU, no selection, no target. Departures: 2,048 latents, batch 128, 1,839,104 tokens read several
-times (so every row gives training beside held-out error), inputs centred, and a latent counts as dead (AuxK of TopK) after
-100,000 tokens, where others with billions of tokens take 10 million.
+To the letter but for scale: learning rate 7e-5, beta1 = 0, warm-ups of 1,000 and 10,000 steps, ε and θ_init 0.001, log
+θ, λ‖f‖₀, no AuxK for JumpReLU, no selection, no target. Departures: 2,048 latents, batch 128, 1,839,104 tokens read
+several times (so every row gives training beside held-out error), inputs centred, and a latent counts as dead (AuxK of
+TopK) after 100,000 tokens, where others with billions of tokens take 10 million.
 
-λ = 1e-3 was the first to be tried. After 50,000 steps its L0, until then falling, rose again and stayed near 480 while a
-third of its latents died, so the other rows have a larger λ, up to 20 times; that row is kept for what it shows.
+λ = 1e-3 was the first to be tried. After 50,000 steps its L0, until then falling, rose again and stayed near 480 while
+a third of its latents died, so the other rows have a larger λ, up to 20 times; that row is kept for what it shows.
 
-A row ends at the first multiple of 10,000 steps, at least 100,000, at which L0 moved by less than 3 % over the last fifth;
-at 160,000 it ends whatever L0 does. Rows are written to results/long/<name>.json; a stopped row goes on where it stopped.
-Several processes may work on different rows. One thread each: OMP_NUM_THREADS=1."""
+A row ends at the first multiple of 10,000 steps, at least 100,000, at which L0 moved by less than 3 % over the last
+fifth; at 160,000 it ends whatever L0 does. Rows are written to results/long/<name>.json; a stopped row goes on where it
+stopped. Several processes may work on different rows. One thread each: OMP_NUM_THREADS=1."""
 import argparse
 import logging
 import time
@@ -97,9 +97,11 @@ class Row:
         for part, (x, doc) in self.parts.items():
             m, arrays = evaluate_activations(done, x, doc, self.acts.rule, mean=self.acts.mean)
             out[part] = {k: m[k] for k in ('l0', 'fvu', 'dead', 'shrinkage', 'dense10', 'n_tokens')}
-            if part == 'test': out['sums'] = {k: v for k, v in arrays.items() if k in ('docs', 'tokens', 'sse', 'sst', 'l0')}
+            if part == 'test':
+                out['sums'] = {k: v for k, v in arrays.items() if k in ('docs', 'tokens', 'sse', 'sst', 'l0')}
         if hasattr(sae, 'theta_param'): out['threshold_median'] = float(sae.threshold.detach().median())
-        if last or tr.step in (10_000, 30_000, 100_000): out['delta'], out['delta_sums'] = self.lm_eval.delta(done, self.acts.rule)
+        if last or tr.step in (10_000, 30_000, 100_000):
+            out['delta'], out['delta_sums'] = self.lm_eval.delta(done, self.acts.rule)
         sae.train()
         return out
 
@@ -116,7 +118,13 @@ class Row:
         p = self.plan
         seconds = self.spent + time.process_time() - self.began
         d = dict(format=1, name=self.name, arch=p.cfg.arch, seed=p.seed, key=p.key(tr.data()), steps=tr.step, done=last)
-        d |= dict(sae=asdict(p.cfg), train=asdict(p.train), settled=calm, seconds=seconds, sparse_steps=tr.paths.sparse_steps(self.name, tr.step))
+        d |= dict(
+            sae=asdict(p.cfg),
+            train=asdict(p.train),
+            settled=calm,
+            seconds=seconds,
+            sparse_steps=tr.paths.sparse_steps(self.name, tr.step),
+        )
         d |= dict(command=f'python benchmarks/long_run.py {self.name}', env=run_env(), looks=self.looks)
         write_json(self.path, d | dict(history=tr.history[self.name]))
         test = self.looks[tr.step]['test'] if tr.step in self.looks else {}

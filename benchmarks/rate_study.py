@@ -4,7 +4,8 @@
 
 For each L0 target the SAE of each architecture whose L0 on held-out text lies nearest is taken (seed 0). Writes
 study/for-raters/study.html, study/key/key.json, and results/rate/inspector.json: what the inspector guesses from the
-blinded page, and from three pages with one leak each. A study and an inspection that are there already are not made again.
+blinded page, and from three pages with one leak each. A study and an inspection that are there already are not made
+again.
 
 Departures from the paper: one site of Gemma 3 270M; latents matched in frequency, not drawn uniformly. One thread."""
 import argparse, math
@@ -42,11 +43,17 @@ def nearest(folder, acts, targets, seed):
 
 def leaks(study, sources, width=24):
     "Pages with one more field each, as dashboards have it, for the five strongest firings of each latent"
-    per_token = {(a, g): np.bincount(np.asarray(f.at), minlength=f.n_tokens) for a, by in sources.items() for g, f in by.items()}
+    per_token = {
+        (a, g): np.bincount(np.asarray(f.at), minlength=f.n_tokens) for a, by in sources.items() for g, f in by.items()
+    }
     out = {k: [] for k in ('activations', 'coloured tokens', 'active latents')}
     for item in study.page['items']:
         k = study.key['items'][item['id']]
-        at, value = (np.asarray(v) for v in sources[k['arm']][k['group']].of(k['latent'])) if k['role'] == 'latent' else ([], [])
+        at, value = (
+            (np.asarray(v) for v in sources[k['arm']][k['group']].of(k['latent']))
+            if k['role'] == 'latent'
+            else ([], [])
+        )
         top = np.asarray(at)[np.argsort(-np.asarray(value), kind='stable')[:5]]
         shown = {'activations': sorted((round(float(v), 2) for v in value), reverse=True)[:5],
             'coloured tokens': [int((np.abs(at - t) < width).sum()) for t in top],
@@ -70,7 +77,9 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     acts = activations('gemma3-270m', 'sotu', 'resid.9')
     chosen = nearest(a.folder, acts, a.targets, a.seed)
-    sources = {arch: {str(t): firings(load_sae(path), acts) for t, (path, _) in by.items()} for arch, by in chosen.items()}
+    sources = {
+        arch: {str(t): firings(load_sae(path), acts) for t, (path, _) in by.items()} for arch, by in chosen.items()
+    }
     key, page = a.out/'key'/'key.json', a.out/'page.json'
     if key.exists() and page.exists(): study = Study(read_json(page), read_json(key))
     else:
@@ -80,8 +89,12 @@ if __name__ == '__main__':
     study_page(study, a.out/'for-raters'/'study.html')
     what = dict(study=study.page['id'], n_per_arm=study.key['n_per_arm'], permutations=a.permutations)
     d = read_json(RESULTS) if RESULTS.exists() else {}
-    if any(d.get(k) != v for k, v in what.items()): d = dict(format=1, command='python benchmarks/rate_study.py FOLDER --out study') | what
-    d['saes'] = {arch: {str(t): dict(sae=path.name, l0=round(v, 2)) for t, (path, v) in by.items()} for arch, by in chosen.items()}
+    if any(d.get(k) != v for k, v in what.items()):
+        d = dict(format=1, command='python benchmarks/rate_study.py FOLDER --out study') | what
+    d['saes'] = {
+        arch: {str(t): dict(sae=path.name, l0=round(v, 2)) for t, (path, v) in by.items()}
+        for arch, by in chosen.items()
+    }
     roles = [k['role'] for k in study.key['items'].values()]
     d['items'] = {r: roles.count(r) for r in dict.fromkeys(roles)}
     d['population'] = study.key['population']
@@ -94,5 +107,7 @@ if __name__ == '__main__':
         write_json(RESULTS, d | dict(env=run_env()))
     for name, guesses in dict(blinded=d['blinded'], **d['leaks']).items():
         best = max(guesses, key=lambda g: g['right'])
-        print(f"{name:16} best {best['right']:.2f} [{best['low']:.2f}, {best['high']:.2f}] ({best['tool']}, {best['sees']})")
+        print(
+            f"{name:16} best {best['right']:.2f} [{best['low']:.2f}, {best['high']:.2f}] ({best['tool']}, {best['sees']})"
+        )
     print('blinded: p of the best guess', d['p'])

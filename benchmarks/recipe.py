@@ -1,12 +1,13 @@
-"""Which recipe trains JumpReLU with a thousandth of the paper's tokens? The runs behind 21_recipe, on the laptop preset's activations.
+"""Which recipe trains JumpReLU with a thousandth of the paper's tokens? The runs behind 21_recipe, on the laptop
+preset's activations.
 
     python benchmarks/recipe.py ingredients levels ablation paper
     jumprelu-sae tune --preset laptop                   # the equal tuning of all architectures
 
-Each run but those of `paper` is one SAE at L0 = 32 on 249,856 tokens, judged on validation documents, which are neither trained on nor tested on.
-`levels` finds the settings at which rows without a target end near L0 = 32; `ablation` uses them. `paper` is the paper's own recipe at a million tokens, judged on the
-test documents as the other results of the laptop-full preset are.
-Finished runs are kept in results/recipe/<part>.json and not repeated; stop at any time."""
+Each run but those of `paper` is one SAE at L0 = 32 on 249,856 tokens, judged on validation documents, which are neither
+trained on nor tested on. `levels` finds the settings at which rows without a target end near L0 = 32; `ablation` uses
+them. `paper` is the paper's own recipe at a million tokens, judged on the test documents as the other results of the
+laptop-full preset are. Finished runs are kept in results/recipe/<part>.json and not repeated; stop at any time."""
 import argparse, math, time
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,8 @@ class Annealed(Controlled):
 
 
 class PerLatent(Controlled):
-    "Every 20 steps each latent gets the bandwidth at which its window holds the same number of examples: as many as the common one would hold on average"
+    """Every 20 steps each latent gets the bandwidth at which its window holds the same number of examples: as many as
+    the common one would hold on average"""
     def control(self, s, l0):
         if self.step % 20 and isinstance(s.cfg.bandwidth, torch.Tensor): return
         with torch.no_grad(): d = (s.pre(self.sample) - s.threshold).abs().sort(0).values
@@ -107,51 +109,122 @@ def ingredients() -> dict:
     J = lambda s=None, t=None, **kw: spec('jumprelu', s, t, **kw)
     plain_s, plain_t = dict(start=None, aux_coef=0., dead_coef=0.), dict(start=0., beta1=0., lr_decay=.2)
     P = lambda s=None, t=None, **kw: spec('jumprelu', plain_s | (s or {}), plain_t | (t or {}), **kw)
-    out = {'short recipe': J(), 'without the start (quantiles)': J(dict(start=None), dict(start=0.), init=L0), 'start by BatchTopK': J(dict(start='batchtopk')),
-        'without momentum': J(t=dict(beta1=0.)), 'without AuxK': J(dict(aux_coef=0.)), 'without the loss of dead latents': J(dict(dead_coef=0.)),
-        'bandwidth 0.02': J(dict(bandwidth=.02)), 'bandwidth 0.2': J(dict(bandwidth=.2)), 'KDE estimator': J(dict(estimator='kde')), 
-        'raw θ': J(dict(log_threshold=False), dict(threshold_lr=1e-3)), 'threshold lr 1e-3': J(t=dict(threshold_lr=1e-3)), 'target of each example': J(dict(per_example=True, coef=1.)),
-        'plain': P(init=L0), 'plain + start': P(dict(start='topk'), dict(start=.5)), 'plain + momentum': P(t=dict(beta1=.9), init=L0), 'plain + dead latents': P(dict(aux_coef=AUXK, dead_coef=.01), init=L0), 'plain + bandwidth 0.2': P(dict(bandwidth=.2), init=L0)}
+    out = {
+        'short recipe': J(),
+        'without the start (quantiles)': J(dict(start=None), dict(start=0.0), init=L0),
+        'start by BatchTopK': J(dict(start='batchtopk')),
+        'without momentum': J(t=dict(beta1=0.0)),
+        'without AuxK': J(dict(aux_coef=0.0)),
+        'without the loss of dead latents': J(dict(dead_coef=0.0)),
+        'bandwidth 0.02': J(dict(bandwidth=0.02)),
+        'bandwidth 0.2': J(dict(bandwidth=0.2)),
+        'KDE estimator': J(dict(estimator='kde')),
+        'raw θ': J(dict(log_threshold=False), dict(threshold_lr=1e-3)),
+        'threshold lr 1e-3': J(t=dict(threshold_lr=1e-3)),
+        'target of each example': J(dict(per_example=True, coef=1.0)),
+        'plain': P(init=L0),
+        'plain + start': P(dict(start='topk'), dict(start=0.5)),
+        'plain + momentum': P(t=dict(beta1=0.9), init=L0),
+        'plain + dead latents': P(dict(aux_coef=AUXK, dead_coef=0.01), init=L0),
+        'plain + bandwidth 0.2': P(dict(bandwidth=0.2), init=L0),
+    }
     letter = dict(lr_warmup=1000, sparsity_warmup=10_000, lr_decay=0., dead_after=10_000_000)
     paper_sae, paper_train = LETTER['sae'] | dict(coef=6e-4), LETTER['train']
     out["the paper's recipe"] = dict(arch='jumprelu', sae=paper_sae, train=paper_train | letter)
     out["the paper's recipe, warm-ups shortened"] = dict(arch='jumprelu', sae=paper_sae, train=paper_train)
-    out |= {'a controller sets λ': J() | dict(control='lambda'), 'bandwidth annealed, 0.2 to 0.02': J() | dict(control='anneal'),
-        'bandwidth of each latent': J() | dict(control='latent', path='dense'), 'tanh penalty': J(dict(penalty='tanh', target_l0=22.)), "Gated with free rows (RI-L1)": dict(arch='gated', sae=dict(coef=.33), train=dict(lr=8e-3)), "Gated with unit rows": spec('gated', dict(coef=.14))}
-    survivors = ('short recipe', 'without the start (quantiles)', 'start by BatchTopK', 'without momentum', 'KDE estimator', 'target of each example', 'a controller sets λ', 'bandwidth annealed, 0.2 to 0.02', 'bandwidth of each latent', 'tanh penalty')
+    out |= {
+        'a controller sets λ': J() | dict(control='lambda'),
+        'bandwidth annealed, 0.2 to 0.02': J() | dict(control='anneal'),
+        'bandwidth of each latent': J() | dict(control='latent', path='dense'),
+        'tanh penalty': J(dict(penalty='tanh', target_l0=22.0)),
+        "Gated with free rows (RI-L1)": dict(arch='gated', sae=dict(coef=0.33), train=dict(lr=8e-3)),
+        "Gated with unit rows": spec('gated', dict(coef=0.14)),
+    }
+    survivors = (
+        'short recipe',
+        'without the start (quantiles)',
+        'start by BatchTopK',
+        'without momentum',
+        'KDE estimator',
+        'target of each example',
+        'a controller sets λ',
+        'bandwidth annealed, 0.2 to 0.02',
+        'bandwidth of each latent',
+        'tanh penalty',
+    )
     return out | {f'{n}, seed {s}': out[n] | dict(seed=s) for s in (1, 2) for n in survivors}
 
 
 def levels() -> dict:
     "What the rows without a target need to end near L0 = 32"
     rows = ablation(False)
-    return {f'JumpReLU + L1, λ = {c}': rows['JumpReLU + L1, seed 0'] | dict(sae=rows['JumpReLU + L1, seed 0']['sae'] | dict(coef=c)) for c in (.005, .01, .02, .04)} | {
-        f'JumpReLU, θ fixed at L0 = {i}': rows['JumpReLU, θ fixed, seed 0'] | dict(init=i) for i in (48, 64, 96, 128, 192, 256, 320)} | {
-        f'ReLU + L1, λ = {c}': rows['ReLU + L1, seed 0'] | dict(sae=dict(coef=c)) for c in (.06, .08, .1, .12, .14)}
+    return (
+        {
+            f'JumpReLU + L1, λ = {c}': rows['JumpReLU + L1, seed 0']
+            | dict(sae=rows['JumpReLU + L1, seed 0']['sae'] | dict(coef=c))
+            for c in (0.005, 0.01, 0.02, 0.04)
+        }
+        | {
+            f'JumpReLU, θ fixed at L0 = {i}': rows['JumpReLU, θ fixed, seed 0'] | dict(init=i)
+            for i in (48, 64, 96, 128, 192, 256, 320)
+        }
+        | {
+            f'ReLU + L1, λ = {c}': rows['ReLU + L1, seed 0'] | dict(sae=dict(coef=c))
+            for c in (0.06, 0.08, 0.1, 0.12, 0.14)
+        }
+    )
 
 
 def at_level(name, key, default):
     "The setting of the run of `levels` that ended nearest to L0 = 32"
-    rows = [r for n, r in read_json(OUT/'levels.json')['rows'].items() if n.startswith(name)] if (OUT/'levels.json').exists() else []
+    rows = (
+        [r for n, r in read_json(OUT / 'levels.json')['rows'].items() if n.startswith(name)]
+        if (OUT / 'levels.json').exists()
+        else []
+    )
     best = min(rows, key=lambda r: abs(math.log(max(r['l0'], 1e-9)/L0)), default=None)
     return default if best is None else best['init'] if key == 'init' else best['sae'][key]
 
 
 def ablation(level=True) -> dict:
-    "Same weights, data, optimiser and budget for all; only the activation, the penalty or the estimator differs; three seeds"
+    """Same weights, data, optimiser and budget for all; only the activation, the penalty or the estimator differs;
+    three seeds"""
     t = SHORT['jumprelu']['train'] | dict(start=0.)
     base = dict(bandwidth=SHORT['jumprelu']['sae']['bandwidth'], dead_coef=.01)
     l0 = base | dict(coef=SHORT['jumprelu']['sae']['coef'], target_l0=float(L0))
-    l1, j1, fixed = (at_level('ReLU + L1', 'coef', .12), at_level('JumpReLU + L1', 'coef', .08), at_level('JumpReLU, θ fixed', 'init', L0)) if level else (.12, .08, L0)
-    rows = {'ReLU + L1': dict(arch='relu', sae=dict(coef=l1)), 'JumpReLU + L1': dict(arch='jumprelu', sae=base | dict(penalty='l1', coef=j1), init=L0),
-        'JumpReLU + L0, STE': dict(arch='jumprelu', sae=l0, init=L0), 'JumpReLU + L0, KDE': dict(arch='jumprelu', sae=l0 | dict(estimator='kde'), init=L0), 'JumpReLU + L0, STE into π': dict(arch='jumprelu', sae=l0 | dict(estimator='input'), init=L0),
-        'JumpReLU, θ fixed': dict(arch='jumprelu', sae=base | dict(coef=0.), init=fixed, fixed=True), 'TopK': dict(arch='topk', sae=dict(k=L0)), 'BatchTopK': dict(arch='batchtopk', sae=dict(k=L0)),
-        'JumpReLU + L0, triangle': dict(arch='jumprelu', sae=l0 | dict(kernel='triangle'), init=L0), 'JumpReLU + L0, Epanechnikov': dict(arch='jumprelu', sae=l0 | dict(kernel='epanechnikov'), init=L0), 'JumpReLU + L0, Gaussian': dict(arch='jumprelu', sae=l0 | dict(kernel='gaussian'), init=L0)}
-    return {f'{n}, seed {s}': r | dict(train={k: v for k, v in t.items() if k != 'threshold_lr' or r['arch'] == 'jumprelu'}, seed=s) for n, r in rows.items() for s in range(3)}
+    l1, j1, fixed = (
+        (
+            at_level('ReLU + L1', 'coef', 0.12),
+            at_level('JumpReLU + L1', 'coef', 0.08),
+            at_level('JumpReLU, θ fixed', 'init', L0),
+        )
+        if level
+        else (0.12, 0.08, L0)
+    )
+    rows = {
+        'ReLU + L1': dict(arch='relu', sae=dict(coef=l1)),
+        'JumpReLU + L1': dict(arch='jumprelu', sae=base | dict(penalty='l1', coef=j1), init=L0),
+        'JumpReLU + L0, STE': dict(arch='jumprelu', sae=l0, init=L0),
+        'JumpReLU + L0, KDE': dict(arch='jumprelu', sae=l0 | dict(estimator='kde'), init=L0),
+        'JumpReLU + L0, STE into π': dict(arch='jumprelu', sae=l0 | dict(estimator='input'), init=L0),
+        'JumpReLU, θ fixed': dict(arch='jumprelu', sae=base | dict(coef=0.0), init=fixed, fixed=True),
+        'TopK': dict(arch='topk', sae=dict(k=L0)),
+        'BatchTopK': dict(arch='batchtopk', sae=dict(k=L0)),
+        'JumpReLU + L0, triangle': dict(arch='jumprelu', sae=l0 | dict(kernel='triangle'), init=L0),
+        'JumpReLU + L0, Epanechnikov': dict(arch='jumprelu', sae=l0 | dict(kernel='epanechnikov'), init=L0),
+        'JumpReLU + L0, Gaussian': dict(arch='jumprelu', sae=l0 | dict(kernel='gaussian'), init=L0),
+    }
+    return {
+        f'{n}, seed {s}': r
+        | dict(train={k: v for k, v in t.items() if k != 'threshold_lr' or r['arch'] == 'jumprelu'}, seed=s)
+        for n, r in rows.items()
+        for s in range(3)
+    }
 
 
 def paper() -> dict:
-    "PAPER at a million tokens: to the letter (its batch, its warm-ups in steps), and with warm-ups as fractions of the run and the laptop's batch, so that λ is reached"
+    """PAPER at a million tokens: to the letter (its batch, its warm-ups in steps), and with warm-ups as fractions of
+    the run and the laptop's batch, so that λ is reached"""
     short = dict(train=LETTER['train'] | SHORT.schedule | dict(lr_decay=0.), batch=512)
     letter = dict(train=LETTER['train'], batch=4096)
     def at(coef, how): return dict(sae=LETTER['sae'] | dict(coef=coef)) | how

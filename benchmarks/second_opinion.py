@@ -3,11 +3,12 @@
     python benchmarks/second_opinion.py FOLDER                       # of a saved SAE, such as reports/laptop/saes/jumprelu-32-seed0
     python benchmarks/second_opinion.py FOLDER --peer-python PATH    # SAELens' evaluation too, in an environment that holds it
 
-The second computation imports nothing of ours: transformers, PyTorch hooks, the SAE's tensors read from its folder, and the loss that the model
-itself computes from labels. It runs in a process of its own, and gets only the tokens and two masks: which tokens count, and which are massive.
-SAELens (`sae_lens.evals`) knows neither massive tokens nor a training mean: it gets the rows that hold no massive token, and its
-explained variance, about the mean of its own tokens, is compared with our FVU about that mean. Everything in float32.
-Writes results/evaluate/second_opinion.json; fails when any number differs by more than 1e-3 of itself."""
+The second computation imports nothing of ours: transformers, PyTorch hooks, the SAE's tensors read from its folder, and
+the loss that the model itself computes from labels. It runs in a process of its own, and gets only the tokens and two
+masks: which tokens count, and which are massive. SAELens (`sae_lens.evals`) knows neither massive tokens nor a training
+mean: it gets the rows that hold no massive token, and its explained variance, about the mean of its own tokens, is
+compared with our FVU about that mean. Everything in float32. Writes results/evaluate/second_opinion.json; fails when
+any number differs by more than 1e-3 of itself."""
 import argparse, json, os, shutil, subprocess, sys, tempfile
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,8 @@ def versions(*names: str) -> dict:
 # --- The second computation. Nothing from here to `saelens` may know our package.
 
 def read_sae(folder: str):
-    "encode(x) and decode(f) by the equations, from the tensors of the folder, and the training mean: raw units throughout"
+    """encode(x) and decode(f) by the equations, from the tensors of the folder, and the training mean: raw units
+    throughout"""
     t, cfg = load_file(f'{folder}/sae_weights.safetensors'), json.loads(Path(folder, 'cfg.json').read_text())
     kind, mu = cfg['architecture'], torch.tensor(cfg['metadata']['jumprelu_sae']['mean'])
     if kind not in ('jumprelu', 'topk', 'standard', 'gated'): sys.exit(f'no second opinion on {kind}')

@@ -1,4 +1,5 @@
-"""One contender of train_step.py in a process of its own: makes its SAE on the shared data, then does a step for each line it reads.
+"""One contender of train_step.py in a process of its own: makes its SAE on the shared data, then does a step for each
+line it reads.
 
 Runs with the contender's own Python, so it may import nothing of ours but for our own contenders."""
 import argparse, json, math, sys, time
@@ -12,7 +13,8 @@ def memory(key: str) -> float:  # GiB; VmHWM is the peak of this process alone
 
 
 def common(a):
-    "What all contenders share: activations with E‖x‖² = 1, unit decoder rows, one threshold that gives the L0, one bandwidth that gives the occupancy"
+    """What all contenders share: activations with E‖x‖² = 1, unit decoder rows, one threshold that gives the L0, one
+    bandwidth that gives the occupancy"""
     g = torch.Generator().manual_seed(0)
     W = torch.randn(a.d_sae, a.d_in, generator=g)
     W /= W.norm(dim=1, keepdim=True)
@@ -69,8 +71,14 @@ def saelens(a, W, x, theta, eps):
         sae.W_enc.copy_(W.T)
         sae.b_enc.zero_()
         sae.b_dec.zero_()
-    cfg = SAETrainerConfig(total_training_samples=10**6*a.batch, train_batch_size_samples=a.batch, lr=1e-12, lr_end=1e-12,
-        adam_beta1=0.0, device=a.device)
+    cfg = SAETrainerConfig(
+        total_training_samples=10**6 * a.batch,
+        train_batch_size_samples=a.batch,
+        lr=1e-12,
+        lr_end=1e-12,
+        adam_beta1=0.0,
+        device=a.device,
+    )
     tr = SAETrainer(cfg=cfg, sae=sae, data_provider=iter(()))
 
     def step():
@@ -127,4 +135,10 @@ if __name__ == '__main__':
         step()
         if cuda: torch.cuda.synchronize()
         took, used = time.perf_counter() - t, time.process_time() - c
-        answer(dict(seconds=took, cpu_seconds=used, peak=torch.cuda.max_memory_allocated()/2**30 if cuda else memory('VmHWM:')))
+        answer(
+            dict(
+                seconds=took,
+                cpu_seconds=used,
+                peak=torch.cuda.max_memory_allocated() / 2**30 if cuda else memory('VmHWM:'),
+            )
+        )

@@ -154,7 +154,8 @@ def comments(source):
 def described(node, found, alone):
     "What stands in the comment behind each parameter, or on the lines above it, and behind the return type"
     a, said = node.args, {}
-    for arg in [*a.posonlyargs, *a.args, *([a.vararg] if a.vararg else []), *a.kwonlyargs, *([a.kwarg] if a.kwarg else [])]:
+    maybe = [[v] if v else [] for v in (a.vararg, a.kwarg)]
+    for arg in [*a.posonlyargs, *a.args, *maybe[0], *a.kwonlyargs, *maybe[1]]:
         last = (arg.annotation or arg).end_lineno
         words, line = [], arg.lineno - 1
         while line in alone and line > node.lineno:
@@ -164,7 +165,9 @@ def described(node, found, alone):
         if behind is None:  # the default may go on over more lines
             later = next((n for n in range(last, last + 4) if n in found and n not in alone), None)
             others = [o.lineno for o in ast.walk(a) if isinstance(o, ast.arg) and o.lineno > arg.lineno]
-            behind = found[later] if later and (not others or later < min(others)) and later < node.body[0].lineno else ''
+            behind = (
+                found[later] if later and (not others or later < min(others)) and later < node.body[0].lineno else ''
+            )
         if node.lineno != arg.lineno or node.body[0].lineno != arg.lineno:
             said[arg.arg] = ' '.join(filter(None, [*words, behind]))
     start = max([node.lineno, *(o.end_lineno for o in ast.walk(a) if isinstance(o, ast.arg))])
@@ -203,7 +206,8 @@ def one_by_one(tree):
 
 
 def documented(source):
-    "Source of a module in which the comments behind parameters and fields stand in the docstrings, where autodoc2 looks"
+    """Source of a module in which the comments behind parameters and fields stand in the docstrings, where autodoc2
+    looks"""
     found, alone = comments(source)
     tree = one_by_one(ast.parse(source))
     for node in ast.walk(tree):
@@ -302,7 +306,8 @@ def linked_files(text, here, root):
 
 def notebooks(folder):
     "Every notebook that becomes a page, in the book's order; the index is the site's own contents"
-    there = [p for p in folder.rglob('[!_.]*.ipynb') if '.ipynb_checkpoints' not in p.parts and p != folder / 'index.ipynb']
+    left_out = folder / 'index.ipynb'
+    there = [p for p in folder.rglob('[!_.]*.ipynb') if '.ipynb_checkpoints' not in p.parts and p != left_out]
     last = [*FOLDERS, *sorted({p.parent.name for p in there} - {folder.name, *FOLDERS})]
 
     def place(p):

@@ -21,15 +21,40 @@ def lab(tmp_path_factory):
     s = d/'settings/@jupyterlab/apputils-extension'; s.mkdir(parents=True)
     (s/'notification.jupyterlab-settings').write_text(json.dumps({'fetchNews': 'false'}))
     with socket.socket() as sk: sk.bind(('127.0.0.1', 0)); port = sk.getsockname()[1]
-    env = dict(os.environ, JUPYTER_CONFIG_DIR=str(d/'config'), JUPYTER_DATA_DIR=str(d/'data'), JUPYTERLAB_WORKSPACES_DIR=str(d/'ws'),
-               JUPYTERLAB_SETTINGS_DIR=str(d/'settings'), IPYTHONDIR=str(d/'ipython'), PYTHONPATH=str(root))
+    env = dict(
+        os.environ,
+        JUPYTER_CONFIG_DIR=str(d / 'config'),
+        JUPYTER_DATA_DIR=str(d / 'data'),
+        JUPYTERLAB_WORKSPACES_DIR=str(d / 'ws'),
+        JUPYTERLAB_SETTINGS_DIR=str(d / 'settings'),
+        IPYTHONDIR=str(d / 'ipython'),
+        PYTHONPATH=str(root),
+    )
     env.setdefault('OMP_NUM_THREADS', '1')
     env.pop('MPLBACKEND', None)  # the kernel chooses its own
     url, log = Served(f'http://127.0.0.1:{port}'), d/'server.log'
     url.folder = d
     with open(log, 'w') as out:
-        srv = subprocess.Popen([sys.executable, '-m', 'jupyter', 'lab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-            '--IdentityProvider.token=', '--allow-root', f'--ServerApp.root_dir={d}', f'--config={root}/tools/lab_config.py', '--LabApp.expose_app_in_browser=True'], env=env, stdout=out, stderr=out)
+        srv = subprocess.Popen(
+            [
+                sys.executable,
+                '-m',
+                'jupyter',
+                'lab',
+                '--no-browser',
+                '--ip=127.0.0.1',
+                f'--port={port}',
+                '--ServerApp.port_retries=0',
+                '--IdentityProvider.token=',
+                '--allow-root',
+                f'--ServerApp.root_dir={d}',
+                f'--config={root}/tools/lab_config.py',
+                '--LabApp.expose_app_in_browser=True',
+            ],
+            env=env,
+            stdout=out,
+            stderr=out,
+        )
     try:
         for _ in range(1400):  # minutes, on a machine that is busy
             if srv.poll() is not None: pytest.fail(log.read_text())
@@ -47,7 +72,9 @@ def browser():
     pw = pytest.importorskip('playwright.sync_api')
     if chromium is None: pytest.skip('no chromium: apt-get install chromium')
     with pw.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu'])
+        b = p.chromium.launch(
+            executable_path=chromium, args=['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu']
+        )
         yield b
         b.close()
 

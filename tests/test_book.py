@@ -1,6 +1,6 @@
 """tools/book.py: what it writes, what it refuses to let pass, and that the tree is as it writes it."""
 
-import json, re, sys
+import io, json, re, sys, tokenize
 from pathlib import Path
 import nbformat, pytest
 from fastcore.nbio import nb2str
@@ -30,9 +30,24 @@ def test_what_a_student_reads_fits_in_120_columns(path):
     assert not long
 
 
+FOLDERS = ('tests', 'benchmarks', 'tools', 'docs')
+PROGRAMS = [p for f in FOLDERS for p in sorted((ROOT / f).rglob('*.py'))]
+
+
+@pytest.mark.parametrize('path', PROGRAMS, ids=lambda p: f'{p.parent.name}/{p.name}')
+def test_programs_fit_in_120_columns(path):
+    "Only a line that holds a long text in quotes, such as a command or a page's script, may be longer"
+    source = path.read_text(encoding='utf-8')
+    texts = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.STRING]
+    pieces = [(t.start[0] + i, line) for t in texts for i, line in enumerate(t.string.splitlines())]
+    excused = {n for n, line in pieces if len(line) > 80}
+    assert not {n for n, line in enumerate(source.splitlines(), 1) if len(line) > 120} - excused
+
+
 @pytest.mark.parametrize('path', NBS, ids=lambda p: p.stem)
 def test_warnings_stand_in_the_lesson(path):
-    "In JupyterLab what goes to stderr is a red box: a hidden cell sends the library's warnings to the lesson's own text"
+    """In JupyterLab what goes to stderr is a red box: a hidden cell sends the library's warnings to the lesson's own
+    text"""
     if path.parent.name == 'explore' or path.stem in ('index', 'glossary'):
         return  # nothing there calls what warns; `make test-lab` would notice
     plumbing = [c['source'] for c in book.read(path)['cells'] if c['cell_type'] == 'code' and book.is_plumbing(c)]
@@ -235,8 +250,17 @@ def test_a_dead_link(root, capsys, link):
     assert 'leads nowhere' in err and '02_two.ipynb, cell two00004' in err
 
 
-@pytest.mark.parametrize('fine', ['`[x](no.ipynb)`', '```\n[x](no.ipynb)\n```', '$a[i](x)$', '[x](https://a.org/b)', '[x](#Two)',
-    '[x](01_one.ipynb#A-part)'])
+@pytest.mark.parametrize(
+    'fine',
+    [
+        '`[x](no.ipynb)`',
+        '```\n[x](no.ipynb)\n```',
+        '$a[i](x)$',
+        '[x](https://a.org/b)',
+        '[x](#Two)',
+        '[x](01_one.ipynb#A-part)',
+    ],
+)
 def test_no_link(root, capsys, fine):
     write(root / 'nbs/02_two.ipynb', [*TWO, md(f'See:\n\n{fine}')])
     book.main([], root)

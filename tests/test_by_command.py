@@ -109,7 +109,12 @@ def test_many_are_one(alone, tmp_path, world, store, share, most):
             for c in (tmp_path/'cache', alone/'cache'))
         assert mine == [o for o in theirs if o[0] in dict(mine)] and len(mine) >= 3
 
-FAILS = [('step@1', 'disk', 'saes'), ('step@0', 'stream', 'batches'), ('harvest@1', 'disk', 'auto'), ('evaluate@0', 'disk', 'saes')]
+FAILS = [
+    ('step@1', 'disk', 'saes'),
+    ('step@0', 'stream', 'batches'),
+    ('harvest@1', 'disk', 'auto'),
+    ('evaluate@0', 'disk', 'saes'),
+]
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize('fails,store,share', FAILS)

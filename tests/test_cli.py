@@ -28,7 +28,23 @@ def refused(capsys, *argv):
     return lines[0]
 
 TINY = ('reproduce', '--preset', 'tiny', '--quiet')
-DATA = ('--model', 'tiny-gemma2', '--corpus', 'generated', '--site', 'resid.2', '--tokens', '2048', '--n-val', '256', '--n-test', '512', '--seq-len', '32', '--quiet')
+DATA = (
+    '--model',
+    'tiny-gemma2',
+    '--corpus',
+    'generated',
+    '--site',
+    'resid.2',
+    '--tokens',
+    '2048',
+    '--n-val',
+    '256',
+    '--n-test',
+    '512',
+    '--seq-len',
+    '32',
+    '--quiet',
+)
 QUIET = dict(progress=False, report=False)
 
 @pytest.mark.parametrize('argv,says', [
@@ -71,8 +87,17 @@ QUIET = dict(progress=False, report=False)
 ])
 def test_one_line_and_exit_code_2(capsys, argv, says): assert says in refused(capsys, *argv)
 
-@pytest.mark.parametrize('argv', [(*TINY, '--out', 'taken'), ('tune', '--preset', 'tiny', '--out', 'taken'), ('train', 'topk', *DATA, '--l0', '4', '--out', 'taken'),
-    (*TINY, '--out', 'taken/below'), (*TINY, '--out', 'x'*300), ('probe', '--preset', 'tiny', '--out', 'taken/m.json')])
+@pytest.mark.parametrize(
+    'argv',
+    [
+        (*TINY, '--out', 'taken'),
+        ('tune', '--preset', 'tiny', '--out', 'taken'),
+        ('train', 'topk', *DATA, '--l0', '4', '--out', 'taken'),
+        (*TINY, '--out', 'taken/below'),
+        (*TINY, '--out', 'x' * 300),
+        ('probe', '--preset', 'tiny', '--out', 'taken/m.json'),
+    ],
+)
 def test_a_folder_that_cannot_be_written(capsys, argv):
     Path('taken').write_text('a file')
     line = refused(capsys, *argv)
@@ -156,12 +181,21 @@ def test_report_executes_and_fetches_nothing(capsys):
     lines = []
     reproduction.reproduce(p, 'out', progress=False, say=lines.append)
     printed = '\n'.join(lines)
-    assert "Is JumpReLU's error lower than TopK's" in printed and 'report: out/report.html' in printed and reproduction.NOTHING in printed
+    assert (
+        "Is JumpReLU's error lower than TopK's" in printed
+        and 'report: out/report.html' in printed
+        and reproduction.NOTHING in printed
+    )
     page, nb = Path('out/report.html').read_text(), json.loads(Path('out/report.ipynb').read_text())
     assert page.count('data:image/png') == 3 and 'JumpReLU</td>' in page and page.count(' alt="No desc') == 0
     assert not re.search(r'(src|href)="https?:', page) and '<script' not in page and "['" not in page
     anchors, links = re.findall(r'id="([a-z0-9-]+)"', page), re.findall(r'href="#([^"]+)"', page)
-    assert len(links) > 10 and set(links) <= set(anchors) and page.count('<details open>') == 3 and 'Only a rehearsal' in page
+    assert (
+        len(links) > 10
+        and set(links) <= set(anchors)
+        and page.count('<details open>') == 3
+        and 'Only a rehearsal' in page
+    )
     assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
     assert Path('out/frontier.png').exists() and Path('out/frontier.csv').read_text().count('\n') == 5
     about = page.partition('id="claim-by-claim"')[0]
@@ -169,7 +203,10 @@ def test_report_executes_and_fetches_nothing(capsys):
     assert 'tiny-gemma2' in about and not re.search(r'270M|2,048 latents', about)   # nothing of another run
 
 def test_cells_are_executed_with_an_environment_of_their_own():
-    two = [dict(cell_type='code', source='import os; a = os.environ["WHERE"]'), dict(cell_type='code', source='print(a)')]
+    two = [
+        dict(cell_type='code', source='import os; a = os.environ["WHERE"]'),
+        dict(cell_type='code', source='print(a)'),
+    ]
     reproduction.execute_cells(two, dict(WHERE='here'))
     assert ''.join(two[1]['outputs'][0]['text']) == 'here\n' and 'WHERE' not in os.environ
     with pytest.raises(ZeroDivisionError): reproduction.execute_cells([dict(cell_type='code', source='1/0')], {})
@@ -185,15 +222,26 @@ def test_the_log_is_seen_once_and_the_logger_is_left_as_it_was(capsys):
 
 def test_a_reader_that_goes_away():
     "`jumprelu-sae presets | head -0` ends without a word"
-    r = subprocess.run(f'{sys.executable} -m jumprelu_sae presets | true', shell=True, cwd=root, capture_output=True, text=True)
+    r = subprocess.run(
+        f'{sys.executable} -m jumprelu_sae presets | true', shell=True, cwd=root, capture_output=True, text=True
+    )
     assert (r.returncode, r.stderr) == (0, '')
 
 def test_an_error_of_ours_is_shown_in_full(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, 'presets', lambda: {}['bug'])
     with pytest.raises(KeyError): main(['presets'])
 
-@pytest.mark.parametrize('e', [OSError(errno.EIO, 'Input/output error', 'x'), OSError('odd'), BlockingIOError('busy'), MemoryError(), UnicodeEncodeError('utf-8', '\ud83d', 0, 1, 'surrogates not allowed'),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")])
+@pytest.mark.parametrize(
+    'e',
+    [
+        OSError(errno.EIO, 'Input/output error', 'x'),
+        OSError('odd'),
+        BlockingIOError('busy'),
+        MemoryError(),
+        UnicodeEncodeError('utf-8', '\ud83d', 0, 1, 'surrogates not allowed'),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
 def test_errors_of_others_are_one_line(capsys, monkeypatch, e):
     def raises(): raise e
     monkeypatch.setitem(cli.COMMANDS, 'presets', raises)
@@ -204,7 +252,12 @@ def test_inspect_reads_no_tensor_and_knows_damaged_folders(capsys, monkeypatch):
     capsys.readouterr()
     assert main(['inspect', 'sae']) == 0
     said = dict(l.split(maxsplit=1) for l in capsys.readouterr().out.splitlines())
-    assert said['architecture'].startswith('batchtopk (jumprelu') and 'W_enc 32 × 64' in said['tensors'] and 'tiny-gemma2' in said['model'] and said['seed'] == '0'
+    assert (
+        said['architecture'].startswith('batchtopk (jumprelu')
+        and 'W_enc 32 × 64' in said['tensors']
+        and 'tiny-gemma2' in said['model']
+        and said['seed'] == '0'
+    )
     Path('run/saes').mkdir(parents=True); Path('sae').rename('run/saes/one')
     assert 'run/saes/' in refused(capsys, 'inspect', 'run')
     cfg = Path('run/saes/one/cfg.json')
@@ -224,8 +277,10 @@ def test_completion_is_sourced_for_real(tmp_path):
     "Written to a file and sourced, as the help says; then bash itself names the function, and the words behind Tab"
     file = tmp_path/'completion'
     file.write_text(cli.completion_script('bash'), encoding='utf-8')
-    tab = ('set -eu; source "$1"; complete -p jumprelu-sae; COMP_WORDS=(jumprelu-sae reproduce --preset la); COMP_CWORD=3\n'
-        '_jumprelu_sae; printf "%s\\n" "${COMPREPLY[@]}"')
+    tab = (
+        'set -eu; source "$1"; complete -p jumprelu-sae; COMP_WORDS=(jumprelu-sae reproduce --preset la); COMP_CWORD=3\n'
+        '_jumprelu_sae; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
     r = subprocess.run(['bash', '--norc', '--noprofile', '-c', tab, 'bash', file], capture_output=True, text=True)
     assert (r.returncode, r.stderr) == (0, '')
     first, *words = r.stdout.splitlines()
@@ -251,11 +306,19 @@ zpty -d z
 @pytest.mark.skipif(shutil.which('zsh') is None, reason='no zsh: apt-get install zsh')
 @pytest.mark.parametrize('before', [':', 'autoload -Uz compinit; compinit -D; compdef _files ours'])
 def test_completion_in_a_real_zsh(tmp_path, before):
-    "Sourced as the help says, with and without completion set up before, in a terminal that zsh makes; then Tab is pressed"
+    """Sourced as the help says, with and without completion set up before, in a terminal that zsh makes; then Tab is
+    pressed"""
     file = tmp_path/'completion'
     file.write_text(cli.completion_script('zsh'), encoding='utf-8')
     env = dict(os.environ, ZDOTDIR=str(tmp_path), HOME=str(tmp_path), TERM='dumb')
-    r = subprocess.run(['zsh', '-f', '-c', ZSH, 'zsh', file, before], capture_output=True, text=True, timeout=120, env=env, cwd=tmp_path)
+    r = subprocess.run(
+        ['zsh', '-f', '-c', ZSH, 'zsh', file, before],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=env,
+        cwd=tmp_path,
+    )
     assert r.returncode == 0, r.stdout + r.stderr
     got = [line.strip() for line in (tmp_path/'got').read_text().splitlines()]
     assert got == ['harvest', 'reproduce --preset scope-270m-sotu', 'train topk --path sparse']
@@ -269,16 +332,25 @@ def test_version(capsys, argv):
     assert capsys.readouterr().out == f'jumprelu_sae {__version__}\n'
 
 def test_the_nearest_word_is_named(capsys):
-    for argv, near in ((['reprodce'], 'reproduce'), (['--versoin'], '--version'), (['train', 'topk', '--tokns', '1'], '--tokens')):
+    for argv, near in (
+        (['reprodce'], 'reproduce'),
+        (['--versoin'], '--version'),
+        (['train', 'topk', '--tokns', '1'], '--tokens'),
+    ):
         assert f'did you mean {near}?' in refused(capsys, *argv)
 
-@pytest.mark.parametrize('argv,near', [
-    (('reproduce', '--preset', 'laptp'), "preset 'laptp' (did you mean laptop?): choose one of"),
-    (('probe', '--preset', 'gemma2-2b'), '(did you mean gemma-2-2b?)'), (('train', 'jumprelo'), '(did you mean jumprelu?)'),
-    (('train', 'topk', *DATA, '--l0', '4', '--recipe', 'shrot'), '(did you mean short?)'),
-    ((*TINY, '--dtype', 'flaot32'), '(did you mean float32?)'), (('tune', '--preset', 'tiny', '--arch', 'gatd'), '(did you mean gated?)'),
-    (('completion', 'zhs'), '(did you mean zsh?)'),
-])
+@pytest.mark.parametrize(
+    'argv,near',
+    [
+        (('reproduce', '--preset', 'laptp'), "preset 'laptp' (did you mean laptop?): choose one of"),
+        (('probe', '--preset', 'gemma2-2b'), '(did you mean gemma-2-2b?)'),
+        (('train', 'jumprelo'), '(did you mean jumprelu?)'),
+        (('train', 'topk', *DATA, '--l0', '4', '--recipe', 'shrot'), '(did you mean short?)'),
+        ((*TINY, '--dtype', 'flaot32'), '(did you mean float32?)'),
+        (('tune', '--preset', 'tiny', '--arch', 'gatd'), '(did you mean gated?)'),
+        (('completion', 'zhs'), '(did you mean zsh?)'),
+    ],
+)
 def test_the_nearest_value_is_named(capsys, argv, near): assert near in refused(capsys, *argv)
 
 def test_a_value_like_no_other_gets_no_advice(capsys):
@@ -292,7 +364,9 @@ def test_every_option_says_what_it_is_without_one(name):
             told = 'default' in a.help or 'has to be given' in a.help
             assert told or a.default is None and a.dest in MAY_BE_LEFT, f'{name} {a.option_strings[0]}: {a.help}'
 
-MAY_BE_LEFT = ('model', 'corpus', 'site', 'tokens', 'arch', 'out', 'with_')  # `another …`, and an extra file: nothing is one
+# `another …`, and an extra file: nothing is one
+MAY_BE_LEFT = ('model', 'corpus', 'site', 'tokens', 'arch', 'out', 'with_')
+
 
 def another(action, field):
     "Words for an option such that its field is not what it is by default"

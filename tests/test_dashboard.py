@@ -15,9 +15,36 @@ D = sys.modules['jumprelu_sae.dashboard']
 SCRIPT = '<script>document.title="owned";alert(1)</script>'
 IMG = '<img src="https://example.invalid/x.png" onerror="document.title=\'owned\';alert(2)">'
 CLOSE = '</script><script>document.title="owned"</script>'
-EVIL = [SCRIPT, IMG, CLOSE, '"><svg onload=alert(3)>', "' onmouseover='alert(4)", '<!--', '&lt;b&gt;', '\u2028', '\u202eover',
-    '</mark></li></ol></article>', '{{1+1}}', '${1}', '\n', ' ']
-PLAIN = [' the', ' of', ' Congress', ' war', ' peace', ' Straße', ' İstanbul', ' 1862', 'THE', ' union', ' money', ' bank']
+EVIL = [
+    SCRIPT,
+    IMG,
+    CLOSE,
+    '"><svg onload=alert(3)>',
+    "' onmouseover='alert(4)",
+    '<!--',
+    '&lt;b&gt;',
+    '\u2028',
+    '\u202eover',
+    '</mark></li></ol></article>',
+    '{{1+1}}',
+    '${1}',
+    '\n',
+    ' ',
+]
+PLAIN = [
+    ' the',
+    ' of',
+    ' Congress',
+    ' war',
+    ' peace',
+    ' Straße',
+    ' İstanbul',
+    ' 1862',
+    'THE',
+    ' union',
+    ' money',
+    ' bank',
+]
 
 
 class Pieces:
@@ -214,8 +241,32 @@ def test_hostile_text_shows_as_text(watched, d):
     assert 'owned' not in watched.title().replace(SCRIPT, '').replace(CLOSE, '')
 
 
-QUERIES = ('the', 'THE', ' the ', '<script>', 'onerror="', 'congress war', 'straße', 'İ', 'i̇stanbul', 'İstanbul', '1862',
-    '</mark>', '#17', ' #5 ', '#999', '', '   ', 'no such thing', '\u2028', '${1}', 'union money', '.*', '(', 'of')
+QUERIES = (
+    'the',
+    'THE',
+    ' the ',
+    '<script>',
+    'onerror="',
+    'congress war',
+    'straße',
+    'İ',
+    'i̇stanbul',
+    'İstanbul',
+    '1862',
+    '</mark>',
+    '#17',
+    ' #5 ',
+    '#999',
+    '',
+    '   ',
+    'no such thing',
+    '\u2028',
+    '${1}',
+    'union money',
+    '.*',
+    '(',
+    'of',
+)
 
 
 @pytest.mark.browser
@@ -298,7 +349,9 @@ def test_values_on_hover_and_words_for_the_histogram(watched, d):
     e = d[0].top[0]
     hit = watched.locator('.texts li').first.locator('mark.hit')
     assert hit.get_attribute('title') == f'{e.values[e.hit]:.3g}'
-    assert watched.locator('svg.hist').get_attribute('aria-label').startswith(f'Histogram of {d[0].count:,} activations')
+    assert (
+        watched.locator('svg.hist').get_attribute('aria-label').startswith(f'Histogram of {d[0].count:,} activations')
+    )
 
 
 CELL = '''import sys
@@ -319,7 +372,11 @@ def test_the_widget_in_jupyterlab(page, lab):
     spec = dict(name='python3', display_name='python3', language='python')
     nb = dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=spec), cells=[dict(cell_type='code', source=c,
         metadata={}, outputs=[], execution_count=None, id=f'c{i}') for i, c in enumerate(cells)])
-    page.evaluate("nb => window.jupyterapp.serviceManager.contents.save('w.ipynb', {type: 'notebook', format: 'json', content: nb})", nb)
+    page.evaluate(
+        "nb => window.jupyterapp.serviceManager.contents.save("
+        "'w.ipynb', {type: 'notebook', format: 'json', content: nb})",
+        nb,
+    )
     open_and_run(page, lab, 'w.ipynb')
     page.wait_for_selector('.widget-select select')
     heading = page.locator('.widget-html h2').first

@@ -230,7 +230,9 @@ def test_trainer(path):
     want = trained('cpu', path)
     with Card(): got = trained(CARD, path)
     for k, v in want.tensors().items(): near(got.tensors()[k], v)
-    assert {n: [r[4] for r in h] for n, h in want.history.items()} == {n: [r[4] for r in h] for n, h in got.history.items()}
+    assert {n: [r[4] for r in h] for n, h in want.history.items()} == {
+        n: [r[4] for r in h] for n, h in got.history.items()
+    }
 
 def test_resume_places_the_optimiser(tmp_path):
     "A checkpoint of the card goes back onto it, step counters in float32; and one of the card goes on on the CPU"
@@ -244,7 +246,10 @@ def test_resume_places_the_optimiser(tmp_path):
     p = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     with Card():
         s = adam_state(dict(step=torch.tensor(3.), exp_avg_sq=torch.ones(3)), p.to(CARD))
-        assert all(isinstance(v, OnCard) for v in s.values()) and [v.dtype for v in s.values()] == [torch.float32, p.dtype]
+        assert all(isinstance(v, OnCard) for v in s.values()) and [v.dtype for v in s.values()] == [
+            torch.float32,
+            p.dtype,
+        ]
 
 @pytest.mark.parametrize('where', ['cpu', 'card'])
 def test_judged(where):
@@ -343,7 +348,8 @@ class Twins(Ranks):
     "The first of two processes, of which the other has the very same examples; a card's messages are a card's tensors"
     def __init__(self, device): self.rank, self.world, self.device, self.bytes = 0, 2, torch.device(device), Counter()
     def sent(self, t):
-        if isinstance(t, OnCard) != (self.device == CARD): raise Mixed(f'a message of {tuple(t.shape)} not on {self.device}')
+        if isinstance(t, OnCard) != (self.device == CARD):
+            raise Mixed(f'a message of {tuple(t.shape)} not on {self.device}')
         return t
     def all_reduce(self, t, op): self.sent(t).mul_(2) if op == 'sum' else self.sent(t)
     def broadcast(self, t): self.sent(t)
@@ -407,18 +413,24 @@ def test_waits_do_not_grow_with_the_width():
     for m in (64, 640):
         for arch in ('topk', 'jumprelu'):
             with Card():
-                s = make_sae(SAEConfig(arch, D, m, **own_settings(arch, dict(k=4, bandwidth=.1, theta_init=.3)))).to(CARD)
+                s = make_sae(SAEConfig(arch, D, m, **own_settings(arch, dict(k=4, bandwidth=0.1, theta_init=0.3)))).to(
+                    CARD
+                )
                 opt, x = make_adam(s.train(), CFG), data(64).to(CARD)
                 counts.clear()
                 train_step(s, opt, x, 0, CFG, torch.zeros(m, dtype=torch.long, device=CARD), 'sparse')
                 waits[arch, m] = counts['waits']
-    assert waits['topk', 64] == waits['topk', 640] <= 12 and waits['jumprelu', 64] == waits['jumprelu', 640] <= 12, waits
+    assert waits['topk', 64] == waits['topk', 640] <= 12 and waits['jumprelu', 64] == waits['jumprelu', 640] <= 12, (
+        waits
+    )
 
 def measured_peak(name, d_in, d_sae, batch, beta1, path='dense', block=None):
     "Bytes of a real step at its peak, everything that an SAE keeps included"
     cfg = TrainConfig(batch*100, batch=batch, beta1=beta1, lr_warmup=.1, sparsity_warmup=.1)
     with LiveBytes() as live:
-        s = make_sae(SAEConfig(name, d_in, d_sae, **own_settings(name, dict(k=8, theta_init=.35, bandwidth=.01)))).train()
+        s = make_sae(
+            SAEConfig(name, d_in, d_sae, **own_settings(name, dict(k=8, theta_init=0.35, bandwidth=0.01)))
+        ).train()
         opt, silent, x = make_adam(s, cfg), torch.zeros(d_sae, dtype=torch.long), torch.randn(batch, d_in)/d_in**.5
         for i in range(2):
             live.peak = live.now
@@ -431,8 +443,15 @@ def test_memory_foretold(name):
     own = dict(jumprelu=dict(coef=6e-4), topk=dict(k=8)).get(name, dict(coef=6e-4))
     setting = next(iter(own))
     for beta1 in (0., .9):
-        p = replace(PRESETS['tiny'], d_sae=1024, batch=256, n_train=25_600, grid={name: (own[setting],)}, recipe='paper',
-            schedule=dict(beta1=beta1, lr_warmup=.1, sparsity_warmup=.1))
+        p = replace(
+            PRESETS['tiny'],
+            d_sae=1024,
+            batch=256,
+            n_train=25_600,
+            grid={name: (own[setting],)},
+            recipe='paper',
+            schedule=dict(beta1=beta1, lr_warmup=0.1, sparsity_warmup=0.1),
+        )
         kept, peak = step_bytes(p, name, 64)
         real = measured_peak(name, 64, 1024, 256, beta1)
         assert abs(real - peak) < .1*peak, (real/peak, name)
@@ -442,7 +461,8 @@ def test_memory_foretold(name):
     if name in ('topk', 'jumprelu'): assert measured_peak(name, 64, 1024, 256, 0., 'sparse') < peak
 
 def test_memory_of_the_largest():
-    "At (3,584, 131,072), batch 4,096: three numbers a weight are kept without momentum, and a step fits beside Gemma 2 9B"
+    """At (3,584, 131,072), batch 4,096: three numbers a weight are kept without momentum, and a step fits beside Gemma
+    2 9B"""
     kept, peak = step_bytes(PRESETS['gemma-2-9b'], 'jumprelu', 3584)
     assert kept == 12*(2*3584*131_072 + 3584 + 2*131_072)
     matrices = (peak - kept)/(4*4096*131_072)

@@ -119,7 +119,8 @@ def test_documents_with_massive_tokens_only_are_left_out(data):
 def test_the_librarys_saes(data, arch):
     x, doc = data
     sae = make_sae(SAEConfig(arch=arch, d_in=16, d_sae=64, **(dict(k=8) if 'topk' in arch else {})), seed=0)
-    sae.loss(torch.randn(64, 16, generator=torch.Generator().manual_seed(2))/4) # a batch in training mode: BatchTopK has a threshold
+    # a batch in training mode: BatchTopK has a threshold
+    sae.loss(torch.randn(64, 16, generator=torch.Generator().manual_seed(2)) / 4)
     sae.eval()
     m, a = evaluate_activations(sae.finish(Scaler.fit(x)), x, doc)
     old, _ = evaluate_activations(raw(sae, Scaler.fit(x)), x, doc)      # as it was before folding, in scaled units

@@ -2,8 +2,18 @@
 import itertools, math
 from dataclasses import replace
 import pytest, torch
-from jumprelu_sae.expected_loss import (expected_kde, expected_ste, integrate, kde_gradient, occupancy, population_gradient,
-    population_loss, starved, switch_cost, toy_worlds)
+from jumprelu_sae.expected_loss import (
+    expected_kde,
+    expected_ste,
+    integrate,
+    kde_gradient,
+    occupancy,
+    population_gradient,
+    population_loss,
+    starved,
+    switch_cost,
+    toy_worlds,
+)
 from jumprelu_sae.jumprelu import jumprelu, pre_activations, reconstruct
 from jumprelu_sae.ste import KERNELS, jumprelu_loss, jumprelu_ste, l0
 
@@ -58,7 +68,8 @@ def test_a_bandwidth_for_each_latent(kernel):
     close(kde_gradient(x, pre, W_dec, b_dec, theta, .2, eps, KERNELS[kernel]), kde)
 
 def test_switch_cost_is_the_difference_of_two_losses():
-    "I_i = error with latent i off - error with it reporting theta_i, from `reconstruct` alone; it does not matter what it reports now"
+    """I_i = error with latent i off - error with it reporting theta_i, from `reconstruct` alone; it does not matter
+    what it reports now"""
     x, pre, W_dec, b_dec, theta = case(11, 4, 6, 1., .4, seed=2)
     f = jumprelu(pre, theta)
     I = switch_cost(x, f, W_dec, b_dec, theta)
@@ -74,11 +85,22 @@ def test_switch_cost_is_the_difference_of_two_losses():
 def test_ste_with_one_term_more_is_the_kde(kernel, eps):
     g = torch.Generator().manual_seed(3)
     r = lambda *s: torch.randn(*s, generator=g, dtype=f64)
-    B, x, W_enc, b_enc, W_dec, b_dec, K, lam = 64, r(64, 6), r(6, 10)/2, r(10)/5, r(10, 6)/2, r(6)/10, KERNELS[kernel], .3
+    B, x, W_enc, b_enc, W_dec, b_dec, K, lam = (
+        64,
+        r(64, 6),
+        r(6, 10) / 2,
+        r(10) / 5,
+        r(10, 6) / 2,
+        r(6) / 10,
+        KERNELS[kernel],
+        0.3,
+    )
     theta = (.3 + .5*torch.rand(10, generator=g, dtype=f64)).requires_grad_()
     pre = pre_activations(x, W_enc, b_enc)
     f = jumprelu_ste(pre, theta, eps, K)
-    ste, df = torch.autograd.grad(jumprelu_loss(x, reconstruct(f, W_dec, b_dec), l0(pre, theta, eps, K), lam), (theta, f))
+    ste, df = torch.autograd.grad(
+        jumprelu_loss(x, reconstruct(f, W_dec, b_dec), l0(pre, theta, eps, K), lam), (theta, f)
+    )
     theta, f = theta.detach(), f.detach()
     more = (theta/eps*K((pre - theta)/eps)*(2/B)*(f - theta/2)*W_dec.square().sum(1)).sum(0)
     close(ste + more, kde_gradient(x, pre, W_dec, b_dec, theta, lam, eps, K))
@@ -95,7 +117,10 @@ def test_eq_13_is_the_slope_of_the_population_loss(name, theta):
 @pytest.mark.parametrize('name', WORLDS)
 def test_both_expectations_tend_to_eq_13(name, kernel):
     w, K = WORLDS[name], KERNELS[kernel]
-    kde, ste = ([abs(fn(w, e, K)[0] - population_gradient(w)) for e in (.04, .02, .01)] for fn in (expected_kde, expected_ste))
+    kde, ste = (
+        [abs(fn(w, e, K)[0] - population_gradient(w)) for e in (0.04, 0.02, 0.01)]
+        for fn in (expected_kde, expected_ste)
+    )
     for a, b in zip(kde, kde[1:]): assert abs(a/b - 4) < .1      # eps^2
     for a, b in zip(ste, ste[1:]): assert abs(a/b - 2) < .3      # eps
     assert all(b < a for a, b in zip(ste, kde))
@@ -104,7 +129,8 @@ def test_both_expectations_tend_to_eq_13(name, kernel):
 def test_expectations_against_a_riemann_sum(name):
     "Mean and variance at a wide rectangle, by brute force"
     w, eps = WORLDS[name], .5
-    z = torch.linspace(w.theta - eps/2, w.theta + eps/2, 400_001, dtype=f64)[:-1] + eps/800_000   # midpoints; none on theta
+    # midpoints; none on theta
+    z = torch.linspace(w.theta - eps / 2, w.theta + eps / 2, 400_001, dtype=f64)[:-1] + eps / 800_000
     for fn, report in ((expected_ste, z*(z > w.theta)), (expected_kde, w.theta/2)):
         c, p = 2*w.theta*(w.mean(z) - report) - w.lam, w.density(z)
         mean = (p*c).mean().item()
@@ -130,7 +156,8 @@ def test_occupancy_against_the_loop(kernel, eps):
     got = occupancy(pre, theta, eps, KERNELS[kernel])
     assert got.tolist() == want and not got.is_floating_point()
     assert torch.equal(occupancy(pre.view(4, 10, 6), theta, torch.full((6,), eps, dtype=f64), KERNELS[kernel]), got)
-    if math.isfinite(KERNELS[kernel].half_width): assert torch.equal(got, (KERNELS[kernel]((pre - theta)/eps) > 0).sum(0))
+    if math.isfinite(KERNELS[kernel].half_width):
+        assert torch.equal(got, (KERNELS[kernel]((pre - theta) / eps) > 0).sum(0))
 
 def test_occupancy_compares_in_the_wider_dtype():
     theta = torch.tensor([1.001])                                # bf16 cannot tell it from 1
@@ -144,7 +171,14 @@ def test_starved_is_silent_when_most_thresholds_hear():
 
 def test_what_starved_says():
     said = starved(torch.tensor([4, 4, 0, 4, 90]), 51_200, .001, least=8)
-    for part in ('4 of 5 thresholds', 'fewer than 8 of the last 51,200 examples', '1 of them none', 'from 0.001 to about 0.002', 'E‖x‖² = 1'): assert part in said, part
+    for part in (
+        '4 of 5 thresholds',
+        'fewer than 8 of the last 51,200 examples',
+        '1 of them none',
+        'from 0.001 to about 0.002',
+        'E‖x‖² = 1',
+    ):
+        assert part in said, part
     assert '\n' not in said
     said = starved(torch.zeros(2048, dtype=torch.long), 100, torch.full((2048,), .05))
     assert '2,048 of 2,048' in said and 'from 0.05 to 0.5 or more' in said
@@ -155,4 +189,4 @@ def test_following_the_advice_feeds_the_median_threshold():
     seen = occupancy(pre, theta, .002)
     said = starved(seen, 4096, .002)
     eps = float(said.split('about ')[1].split(',')[0])
-    assert seen.median() < 5 and occupancy(pre, theta, eps).median() >= 7       # ten wanted, up to the noise of the count
+    assert seen.median() < 5 and occupancy(pre, theta, eps).median() >= 7  # ten wanted, up to the noise of the count

@@ -48,11 +48,21 @@ def steps_seen(monkeypatch):
 def corpus(name, word):
     d = Path(name)
     d.mkdir(exist_ok=True)
-    for i in range(60): (d/f'{i}.txt').write_text(' '.join(f'{word} {i} {j} of many words in a document;' for j in range(40)))
+    for i in range(60):
+        (d / f'{i}.txt').write_text(' '.join(f'{word} {i} {j} of many words in a document;' for j in range(40)))
     return str(d)
 
-OTHERS = dict(site=dict(site='mlp.1'), seq_len=dict(seq_len=24), massive=dict(massive=5.), centre=dict(centre=False), batch=dict(batch=128), tokens=dict(n_train=1536),
-    model=dict(model='tiny-gemma3'), width=dict(d_sae=48), schedule=dict(schedule=dict(lr=1e-3)))
+OTHERS = dict(
+    site=dict(site='mlp.1'),
+    seq_len=dict(seq_len=24),
+    massive=dict(massive=5.0),
+    centre=dict(centre=False),
+    batch=dict(batch=128),
+    tokens=dict(n_train=1536),
+    model=dict(model='tiny-gemma3'),
+    width=dict(d_sae=48),
+    schedule=dict(schedule=dict(lr=1e-3)),
+)
 
 @pytest.mark.parametrize('what', ('site', 'seq_len', 'centre', 'width', 'model'))
 def test_a_stopped_run_is_not_continued_with_other_settings(monkeypatch, caplog, what):
@@ -125,7 +135,9 @@ def test_decisions_are_kept(monkeypatch):
     with monkeypatch.context() as m:
         m.setitem(decide_in_memory.__globals__, 'free_memory', lambda *_: 0)
         disk = run(path='dense')
-    assert {k: v for k, v in read_json('out/decisions.json').items() if k not in ('attention', 'store')} == dict(model='tiny-gemma2', dtype='float32', in_memory=False, path='dense')
+    assert {k: v for k, v in read_json('out/decisions.json').items() if k not in ('attention', 'store')} == dict(
+        model='tiny-gemma2', dtype='float32', in_memory=False, path='dense'
+    )
     assert metrics(run()) == metrics(disk)
     for contradiction in (dict(path='sparse'), dict(in_memory=True), dict(dtype='bfloat16')):
         with pytest.raises(UserError, match='leave it out, or give another folder'): run(**contradiction)
@@ -164,7 +176,10 @@ def test_one_key_everywhere(monkeypatch):
 
 def test_differences_are_few_and_named():
     a, b = dict(key='x', data=dict(site='mlp.1', n=1, m=1, k=1)), dict(data=dict(site='resid.2', n=2, m=2, k=2))
-    assert what_differs(a, b) == 'data.site: "mlp.1" now, "resid.2" there; data.n: 1 now, 2 there; data.m: 1 now, 2 there and 1 more'
+    assert (
+        what_differs(a, b)
+        == 'data.site: "mlp.1" now, "resid.2" there; data.n: 1 now, 2 there; data.m: 1 now, 2 there and 1 more'
+    )
 
 def test_tuning_one_architecture_keeps_the_others(monkeypatch):
     from jumprelu_sae import tuning
@@ -182,7 +197,16 @@ def test_the_door_from_text_to_numbers():
     import torch
     import jumprelu_sae as js
     lm = js.load_lm('tiny-gemma2')
-    acts = js.activations(lm, 'generated', site='resid.2', n_train=2048, n_val=256, n_test=512, seq_len=32, settings=js.Settings(progress=False))
+    acts = js.activations(
+        lm,
+        'generated',
+        site='resid.2',
+        n_train=2048,
+        n_val=256,
+        n_test=512,
+        seq_len=32,
+        settings=js.Settings(progress=False),
+    )
     sae = js.train_sae('jumprelu', acts, d_sae=64, l0=4, batch=256, settings=js.Settings(progress=False))
     e = js.evaluate(sae, acts, n_lm=128)
     assert 'FVU' in str(e)
@@ -191,11 +215,26 @@ def test_the_door_from_text_to_numbers():
     x = acts.part('test')['x']
     assert torch.equal(again.encode(x), sae.encode(x)) and again.encode(x[0]).shape == (64,)
     assert js.evaluate(again, acts, n_lm=128).metrics == e.metrics
-    assert js.evaluate(again, n_lm=128, n_test=512).config['elsewhere'] == []          # finds out by itself what to be judged on
-    topk = js.evaluate(js.train_sae(js.TopKSAE, acts, d_sae=64, l0=4, batch=256, settings=js.Settings(progress=False)), acts, n_lm=128, full=False)
+    # finds out by itself what to be judged on
+    assert js.evaluate(again, n_lm=128, n_test=512).config['elsewhere'] == []
+    topk = js.evaluate(
+        js.train_sae(js.TopKSAE, acts, d_sae=64, l0=4, batch=256, settings=js.Settings(progress=False)),
+        acts,
+        n_lm=128,
+        full=False,
+    )
     f = js.frontier([e, topk])
     assert {r['arch'] for r in f.rows} == {'jumprelu', 'topk'} and f.figure.axes
-    other = js.activations(lm, 'generated', site='resid.1', n_train=2048, n_val=256, n_test=512, seq_len=32, settings=js.Settings(progress=False))
+    other = js.activations(
+        lm,
+        'generated',
+        site='resid.1',
+        n_train=2048,
+        n_val=256,
+        n_test=512,
+        seq_len=32,
+        settings=js.Settings(progress=False),
+    )
     with pytest.raises(js.UserError, match='site'): js.evaluate(sae, other, n_lm=128)
 
 TWO = replace(BASE, grid=dict(topk=(4, 8), jumprelu=(4,)))
@@ -267,7 +306,9 @@ def test_a_workers_fault_is_named_with_its_traceback(caplog):
 
 def test_a_worker_that_cannot_start(monkeypatch):
     monkeypatch.setattr(experiment, 'START', 'import no_such_module')
-    with pytest.raises(UserError, match=r"topk-[48]-seed0 ended \(status 1: ModuleNotFoundError: No module named 'no_such_module'\)"):
+    with pytest.raises(
+        UserError, match=r"topk-[48]-seed0 ended \(status 1: ModuleNotFoundError: No module named 'no_such_module'\)"
+    ):
         run(TWO, workers=2)
 
 def test_nothing_is_given_to_a_worker_that_was_let_go():

@@ -1,4 +1,5 @@
-"The notebooks with sliders: they run in JupyterLab, a move of a slider changes the line to the right numbers, and their saved outputs need no widget."
+"""The notebooks with sliders: they run in JupyterLab, a move of a slider changes the line to the right numbers, and
+their saved outputs need no widget."""
 import base64, json
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -7,7 +8,7 @@ from test_lab import open_and_run, pw
 root = Path(__file__).parent.parent
 EXPLORE = sorted((root/'nbs/explore').glob('*.ipynb'))
 
-# -- the lines, computed here by other means -----------------------------------------------------------------------------
+# -- the lines, computed here by other means ---------------------------------------------------------------------------
 def toy():
     "The draws of 01_jumprelu's toy"
     g = torch.Generator().manual_seed(0)
@@ -19,8 +20,10 @@ def threshold_line(t):
     a, z = toy()
     both = (a > 0) & (z > t)
     fp, missed = np.mean(z[a == 0] > t), np.mean(z[a > 0] <= t)
-    return (f'threshold {t:.2f}: false positives {100*fp:.1f} %, missed {100*missed:.1f} %, magnitude kept {z[both].mean()/a[both].mean():.2f} '
-            f'(as a bias: {(z[both] - t).mean()/a[both].mean():.2f})')
+    return (
+        f'threshold {t:.2f}: false positives {100 * fp:.1f} %, missed {100 * missed:.1f} %, magnitude kept {z[both].mean() / a[both].mean():.2f} '
+        f'(as a bias: {(z[both] - t).mean() / a[both].mean():.2f})'
+    )
 
 def bandwidth_line(eps, kernel):
     x = torch.randn(1024, 200, generator=torch.Generator().manual_seed(0)).double().numpy()
@@ -30,7 +33,7 @@ def bandwidth_line(eps, kernel):
     exact = (theta**2 - lam)*np.exp(-theta**2/2)/np.sqrt(2*np.pi)
     return f'{kernel}, bandwidth {eps:g}: gradient {e.mean():.4f} on average, spread over batches {e.std(ddof=1):.4f}, exact {exact:.4f}'
 
-# -- without a widget ----------------------------------------------------------------------------------------------------
+# -- without a widget --------------------------------------------------------------------------------------------------
 FIRST = dict(threshold=threshold_line(0.6), bandwidth=bandwidth_line(0.2, 'rectangle'))
 
 def test_every_one_is_tested(): assert {p.stem for p in EXPLORE} == set(FIRST)
@@ -44,7 +47,7 @@ def test_saved_outputs_need_no_widget(nb):
     pngs = [o['image/png'] for o in outs if 'image/png' in o]
     assert len(pngs) == 1 and base64.b64decode(pngs[0]).startswith(b'\x89PNG')
 
-# -- in JupyterLab -------------------------------------------------------------------------------------------------------
+# -- in JupyterLab -----------------------------------------------------------------------------------------------------
 def shown(page, line):
     "Wait until `line` is the state named; the picture that is shown with it"
     pw.expect(page.get_by_text(line, exact=True)).to_be_visible(timeout=30_000)

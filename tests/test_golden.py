@@ -1,4 +1,5 @@
-"The regression values of DeepMind's notebook, quantity by quantity, in float64 (1e-5) and float32 (golden.json says how close)"
+"""The regression values of DeepMind's notebook, quantity by quantity, in float64 (1e-5) and float32 (golden.json says
+how close)"""
 import json
 from functools import cache
 from pathlib import Path
@@ -30,14 +31,20 @@ def run(dtype, both):
     x_hat = reconstruct(f, p['W_dec'], p['b_dec'])
     loss = jumprelu_loss(x, x_hat, count, GOLDEN['lam'])
     loss.backward()
-    out = dict(data=torch.tensor(data), reconstruction=x_hat, pre_activations=pre, loss=loss) | {f'grad {k}': v.grad for k, v in p.items()}
+    out = dict(data=torch.tensor(data), reconstruction=x_hat, pre_activations=pre, loss=loss) | {
+        f'grad {k}': v.grad for k, v in p.items()
+    }
     return {k: v.detach().double().ravel() for k, v in out.items()}
 
 def test_every_quantity_is_in_the_table():
     assert set(run(torch.float64, two_functions)) == set(GOLDEN['values']) and len(GOLDEN['values']) == 9
 
 @pytest.mark.parametrize('both', [two_functions, jumprelu_and_l0], ids=['two functions', 'fused'])
-@pytest.mark.parametrize('dtype, tol', [(torch.float64, GOLDEN['tolerance']), (torch.float32, GOLDEN['tolerance_float32'])], ids=['float64', 'float32'])
+@pytest.mark.parametrize(
+    'dtype, tol',
+    [(torch.float64, GOLDEN['tolerance']), (torch.float32, GOLDEN['tolerance_float32'])],
+    ids=['float64', 'float32'],
+)
 @pytest.mark.parametrize('name', GOLDEN['values'])
 def test_golden(name, dtype, tol, both):
     row = GOLDEN['values'][name]

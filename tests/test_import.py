@@ -1,4 +1,5 @@
-"Importing the package is cheap: no notebook tooling, no plotting, no data sets, and transformers only when a model is loaded."
+"""Importing the package is cheap: no notebook tooling, no plotting, no data sets, and transformers only when a model is
+loaded."""
 import json, subprocess, sys
 from pathlib import Path
 import pytest
@@ -7,9 +8,33 @@ root = Path(__file__).parent.parent
 lib = 'jumprelu_sae'
 number = {p.stem[3:]: p.stem for p in (root/'nbs').glob('[0-9][0-9]_*.ipynb')}
 # lower floors first, so that what is too heavy is laid to the module that brings it in
-mods = [lib] + [f'{lib}.{m}' for m in sorted((p.stem for p in (root/lib).glob('*.py') if not p.stem.startswith('__')), key=lambda m: number.get(m, m))]
-heavy = {'IPython', 'ipykernel', 'ipywidgets', 'notebook', 'nbconvert', 'nbformat', 'nbclient', 'nbdev', 'execnb', 'traitlets',
-         'matplotlib', 'datasets', 'pyarrow', 'pandas', 'transformers', 'accelerate', 'gguf', 'sentencepiece', 'pytest'}
+mods = [lib] + [
+    f'{lib}.{m}'
+    for m in sorted(
+        (p.stem for p in (root / lib).glob('*.py') if not p.stem.startswith('__')), key=lambda m: number.get(m, m)
+    )
+]
+heavy = {
+    'IPython',
+    'ipykernel',
+    'ipywidgets',
+    'notebook',
+    'nbconvert',
+    'nbformat',
+    'nbclient',
+    'nbdev',
+    'execnb',
+    'traitlets',
+    'matplotlib',
+    'datasets',
+    'pyarrow',
+    'pandas',
+    'transformers',
+    'accelerate',
+    'gguf',
+    'sentencepiece',
+    'pytest',
+}
 
 def too_heavy(name):
     top = name.partition('.')[0]
@@ -38,7 +63,7 @@ def test_import_prints_nothing():
     r = subprocess.run([sys.executable, '-c', 'import ' + ', '.join(mods)], cwd=root, capture_output=True, text=True)
     assert (r.returncode, r.stdout, r.stderr) == (0, '', '')
 
-# -- the door --------------------------------------------------------------------------------------------------------------
+# -- the door ----------------------------------------------------------------------------------------------------------
 def child(code):
     "The output of some Python in a fresh interpreter"
     r = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
@@ -52,14 +77,36 @@ def test_the_package_is_imported_in_no_time():
     assert {b for _, b in runs} == {'False'}
     assert min(float(a) for a, _ in runs) < .02
 
-DOOR = {'load_lm', 'activations', 'train_sae', 'load_sae', 'push', 'evaluate', 'frontier', 'SAE', 'SAEConfig', 'register', 'Activations', 'Preset',
-        'Settings', 'PAPER', 'SHORT', 'UserError', 'ReLUSAE', 'GatedSAE', 'TopKSAE', 'BatchTopKSAE', 'JumpReLUSAE'}
+DOOR = {
+    'load_lm',
+    'activations',
+    'train_sae',
+    'load_sae',
+    'push',
+    'evaluate',
+    'frontier',
+    'SAE',
+    'SAEConfig',
+    'register',
+    'Activations',
+    'Preset',
+    'Settings',
+    'PAPER',
+    'SHORT',
+    'UserError',
+    'ReLUSAE',
+    'GatedSAE',
+    'TopKSAE',
+    'BatchTopKSAE',
+    'JumpReLUSAE',
+}
 
 def test_every_public_name_is_there():
     import jumprelu_sae as js
     assert DOOR <= set(js.__all__) <= set(dir(js))
     assert sorted(js.__all__) == sorted(js._HOME)
-    for name in js.__all__: assert getattr(js, name) is getattr(__import__(f'jumprelu_sae.{js._HOME[name]}', fromlist=['x']), name)
+    for name in js.__all__:
+        assert getattr(js, name) is getattr(__import__(f'jumprelu_sae.{js._HOME[name]}', fromlist=['x']), name)
 
 def test_editors_see_the_same_names():
     "What type checkers read is what is looked up at run time, and the package says that it is typed"

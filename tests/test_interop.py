@@ -1,8 +1,8 @@
 """From the Hub and to it, against a server on this machine: only the files that are needed, interrupted and repeated.
 
-What the server answers is what huggingface_hub 2.4.0 asks when hf_xet is not used: create a repository or a branch, list a
-folder, resolve a file (HEAD and GET with ranges), validate a card, preupload, the LFS batch, PUT of a large file, commit.
-Every client runs in a process of its own, with HF_ENDPOINT set before the import."""
+What the server answers is what huggingface_hub 2.4.0 asks when hf_xet is not used: create a repository or a branch,
+list a folder, resolve a file (HEAD and GET with ranges), validate a card, preupload, the LFS batch, PUT of a large
+file, commit. Every client runs in a process of its own, with HF_ENDPOINT set before the import."""
 import base64, hashlib, json, os, re, subprocess, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,13 +58,17 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != 'HEAD': self.wfile.write(body)
 
     def body(self): return self.rfile.read(int(self.headers.get('Content-Length') or 0))
-    def missing(self, what, text='not found'): self.answer(404, dict(error=text), X_Error_Code=what, X_Error_Message=text)
+
+    def missing(self, what, text='not found'):
+        self.answer(404, dict(error=text), X_Error_Code=what, X_Error_Message=text)
 
     def do_GET(self):
         hub, path = self.server.hub, unquote(self.path.partition('?')[0])
         hub.requests.append((self.command, path))
-        if m := re.fullmatch(r'/([\w.-]+/[\w.-]+)/resolve/([^/]+|refs/pr/\d+)/(.+)', path): return self.resolve(*m.groups())
-        if m := re.fullmatch(r'/api/models/([\w.-]+/[\w.-]+)/tree/([^/]+)(?:/(.*))?', path): return self.tree(*m.groups())
+        if m := re.fullmatch(r'/([\w.-]+/[\w.-]+)/resolve/([^/]+|refs/pr/\d+)/(.+)', path):
+            return self.resolve(*m.groups())
+        if m := re.fullmatch(r'/api/models/([\w.-]+/[\w.-]+)/tree/([^/]+)(?:/(.*))?', path):
+            return self.tree(*m.groups())
         if m := re.fullmatch(r'/api/models/([\w.-]+/[\w.-]+)(?:/revision/(.+))?', path):
             if m[1] not in (*hub.repos, 'a/gated'): return self.missing('RepoNotFound')
             found = ('0'*40, {}) if m[1] == 'a/gated' else hub.find(m[1], m[2] or 'main')
@@ -73,7 +77,13 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def tree(self, repo, revision, path):
-        if repo == 'a/gated': return self.answer(403, dict(error='gated'), X_Error_Code='GatedRepo', X_Error_Message='Access to model a/gated is restricted')
+        if repo == 'a/gated':
+            return self.answer(
+                403,
+                dict(error='gated'),
+                X_Error_Code='GatedRepo',
+                X_Error_Message='Access to model a/gated is restricted',
+            )
         if repo not in self.server.hub.repos: return self.missing('RepoNotFound')
         found = self.server.hub.find(repo, revision)
         if found is None: return self.missing('RevisionNotFound')
@@ -81,7 +91,10 @@ class Handler(BaseHTTPRequestHandler):
         below = [f[len(inside):] for f in found[1] if f.startswith(inside)]
         if not below: return self.missing('EntryNotFound')
         files = [dict(type='file', oid='0'*40, size=1, path=inside + f) for f in below if '/' not in f]
-        folders = [dict(type='directory', oid='0'*40, path=inside + d) for d in sorted({f.partition('/')[0] for f in below if '/' in f})]
+        folders = [
+            dict(type='directory', oid='0' * 40, path=inside + d)
+            for d in sorted({f.partition('/')[0] for f in below if '/' in f})
+        ]
         self.answer(body=files + folders)
 
     def resolve(self, repo, revision, path):
@@ -131,8 +144,10 @@ class Handler(BaseHTTPRequestHandler):
             there = m[2] in hub.repos[m[1]]['branches']
             hub.repos[m[1]]['branches'].setdefault(m[2], hub.repos[m[1]]['branches']['main'])
             return self.answer(409 if there else 200, {})
-        if m := re.fullmatch(r'/api/models/([\w.-]+/[\w.-]+)/preupload/(.+)', path): return self.preupload(m[1], m[2], json.loads(data))
-        if m := re.fullmatch(r'/([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch', path): return self.batch(json.loads(data))
+        if m := re.fullmatch(r'/api/models/([\w.-]+/[\w.-]+)/preupload/(.+)', path):
+            return self.preupload(m[1], m[2], json.loads(data))
+        if m := re.fullmatch(r'/([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch', path):
+            return self.batch(json.loads(data))
         if m := re.fullmatch(r'/api/models/([\w.-]+/[\w.-]+)/commit/(.+)', path): return self.commit(m[1], m[2], data)
         self.missing('EntryNotFound')
 
@@ -143,7 +158,9 @@ class Handler(BaseHTTPRequestHandler):
             one = dict(path=f['path'], uploadMode='lfs' if large else 'regular', shouldIgnore=False)
             if f['path'] in there:
                 v = there[f['path']]
-                one['oid'] = hashlib.sha256(v).hexdigest() if large else hashlib.sha1(b'blob %d\0' % len(v) + v).hexdigest()
+                one['oid'] = (
+                    hashlib.sha256(v).hexdigest() if large else hashlib.sha1(b'blob %d\0' % len(v) + v).hexdigest()
+                )
             out.append(one)
         self.answer(body=dict(files=out))
 
@@ -180,8 +197,21 @@ def hub():
 
 def start(hub, code, tmp, **env):
     "A client in a process of its own"
-    own = dict(HF_ENDPOINT=hub.url, HF_HOME=str(tmp/'hf'), HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1',
-        HF_HUB_DOWNLOAD_TIMEOUT='5', NO_PROXY='127.0.0.1', OMP_NUM_THREADS='1', PYTHONPATH=str(root), TMPDIR=str(tmp/'tmp')) | env
+    own = (
+        dict(
+            HF_ENDPOINT=hub.url,
+            HF_HOME=str(tmp / 'hf'),
+            HF_HUB_DISABLE_XET='1',
+            HF_HUB_DISABLE_TELEMETRY='1',
+            HF_HUB_DISABLE_PROGRESS_BARS='1',
+            HF_HUB_DOWNLOAD_TIMEOUT='5',
+            NO_PROXY='127.0.0.1',
+            OMP_NUM_THREADS='1',
+            PYTHONPATH=str(root),
+            TMPDIR=str(tmp / 'tmp'),
+        )
+        | env
+    )
     (tmp/'tmp').mkdir(exist_ok=True)
     keep = {k: v for k, v in os.environ.items() if not k.startswith('HF_') and 'proxy' not in k.lower()}
     return subprocess.Popen([sys.executable, '-c', PRELUDE + code], cwd=tmp, env=keep | own,
@@ -228,9 +258,11 @@ def small_sae(d_in=8, d_sae=16, seed=0, **said):
         prepend_bos=True, dataset_path='generated', context_size=32)
     return sae.finish(Scaler(torch.zeros(d_in), 2.), meta | said)
 
-def files_of(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
 
-def gets(hub, after=0): return [p.rpartition('/')[2] for m, p in hub.requests[after:] if m == 'GET' and '/resolve/' in p]
+def gets(hub, after=0):
+    return [p.rpartition('/')[2] for m, p in hub.requests[after:] if m == 'GET' and '/resolve/' in p]
 
 def on_hub(hub, sae, repo, path, tmp, more=(), how='ours'):
     "Put an SAE on the server, with other files beside it"
@@ -251,7 +283,7 @@ def load(hub, where, tmp, env=None, **kw):
 
 def total(sae): return float(sae.W_dec.detach().double().sum())
 
-# -- coming in -------------------------------------------------------------------------------------------------------------
+# -- coming in ---------------------------------------------------------------------------------------------------------
 def test_only_the_needed_files_are_fetched_and_pinned(hub, tmp_path):
     sae = small_sae()
     more = [('examples.safetensors', b'x'*1000), ('README.md', b'# read me'), ('sparsity.safetensors', b'y')]
@@ -292,7 +324,7 @@ def test_a_push_in_between_mixes_nothing(hub, tmp_path):
 def test_gemma_scope_2_from_its_folder_name(hub, tmp_path):
     sae, repo, path = small_sae(), 'google/gemma-scope-2-270m-pt', 'resid_post/layer_9_width_16k_l0_medium'
     on_hub(hub, sae, repo, path, tmp_path, [('examples.safetensors', b'x'*1000)], 'gemma')
-    del hub.repos[repo]['commits'][hub.repos[repo]['branches']['main']][f'{path}/config.json']   # some folders have none
+    del hub.repos[repo]['commits'][hub.repos[repo]['branches']['main']][f'{path}/config.json']  # some folders have none
     got = load(hub, f'hf:{repo}/{path}', tmp_path)
     assert gets(hub) == ['params.safetensors']
     assert got['site'] == 'blocks.9.hook_resid_post' and got['sum'] == pytest.approx(total(sae), rel=1e-5)
@@ -324,12 +356,20 @@ def test_what_is_not_there_is_said_in_one_line(hub, tmp_path):
 
 def test_a_file_below_the_folder(hub, tmp_path):
     "Llama Scope has its weights one folder deeper; they are asked for, and nothing beside them"
-    hub.put('a/llama', {'one/hyperparams.json': b'{}', 'one/checkpoints/final.safetensors': b'no weights', 'one/checkpoints/step1.safetensors': b''})
+    hub.put(
+        'a/llama',
+        {
+            'one/hyperparams.json': b'{}',
+            'one/checkpoints/final.safetensors': b'no weights',
+            'one/checkpoints/step1.safetensors': b'',
+        },
+    )
     line = load(hub, 'hf:a/llama/one', tmp_path)
     assert line.startswith('error: ') and sorted(gets(hub)) == ['final.safetensors', 'hyperparams.json']
 
 def test_interrupted_pulls_end_in_the_same_files(hub, tmp_path):
-    "Cut off by the server, then killed in the middle of a file, then let through: the same bytes as an undisturbed pull"
+    """Cut off by the server, then killed in the middle of a file, then let through: the same bytes as an undisturbed
+    pull"""
     sae = small_sae(64, 4096)                                            # 2 MB
     _, want = on_hub(hub, sae, 'a/saes', 'one', tmp_path)
     hub.breaks = [('cut', 'sae_weights')]
@@ -343,16 +383,18 @@ def test_interrupted_pulls_end_in_the_same_files(hub, tmp_path):
     p.communicate()
     stalled = hub.broken - cut
     assert cut > 0 and stalled > 0
-    assert 'load it once without offline' in load(hub, 'hf:a/saes/one', tmp_path, offline=True)   # half a file is no file
+    # half a file is no file
+    assert 'load it once without offline' in load(hub, 'hf:a/saes/one', tmp_path, offline=True)
     hub.breaks = []
     for _ in range(2): assert load(hub, 'hf:a/saes/one', tmp_path)['sum'] == pytest.approx(total(sae))
     snapshot = next((tmp_path/'hf'/'hub').glob('models--a--saes/snapshots/*/one'))
     assert files_of(snapshot) == want
     print('interruptions hit:', cut, 'cut,', stalled, 'killed')
 
-# -- going out -------------------------------------------------------------------------------------------------------------
+# -- going out ---------------------------------------------------------------------------------------------------------
 PUSH = "print(told(lambda: push({folder!r}, 'me/saes', **{kw!r})))"
-def send(hub, folder, tmp, **kw): return run(hub, PUSH.format(folder=str(folder), kw=dict(license='cc-by-4.0') | kw), tmp).splitlines()[-1]
+def send(hub, folder, tmp, **kw):
+    return run(hub, PUSH.format(folder=str(folder), kw=dict(license='cc-by-4.0') | kw), tmp).splitlines()[-1]
 
 def there(hub, branch='main'): return hub.find('me/saes', branch)[1]
 
@@ -364,7 +406,13 @@ def test_push_is_one_commit_that_comes_back(hub, tmp_path):
     assert sorted(there(hub)) == ['README.md', 'resid.2/one/cfg.json', 'resid.2/one/sae_weights.safetensors']
     assert {k.rpartition('/')[2]: v for k, v in there(hub).items() if k != 'README.md'} == files_of(tmp_path/'mine')
     card = there(hub)['README.md'].decode()
-    for words in ('license: cc-by-4.0', 'library_name: saelens', 'blocks.2.hook_resid_post', 'model.layers.2.output', "load_sae('hf:me/saes/resid.2/one')"):
+    for words in (
+        'license: cc-by-4.0',
+        'library_name: saelens',
+        'blocks.2.hook_resid_post',
+        'model.layers.2.output',
+        "load_sae('hf:me/saes/resid.2/one')",
+    ):
         assert words in card
     assert len(hub.repos['me/saes']['commits']) == 2                       # the empty one and this one
     assert load(hub, name, tmp_path)['sum'] == pytest.approx(total(sae))
@@ -379,10 +427,14 @@ def test_a_second_sae_keeps_the_first(hub, tmp_path):
     before = there(hub)
     send(hub, tmp_path/'sae1', tmp_path, subfolder='one')
     now = there(hub)
-    assert {k: v for k, v in now.items() if k in before and k != 'README.md'} == {k: v for k, v in before.items() if k != 'README.md'}
+    assert {k: v for k, v in now.items() if k in before and k != 'README.md'} == {
+        k: v for k, v in before.items() if k != 'README.md'
+    }
     card = now['README.md'].decode()
     assert card.count('## `zero`') == card.count('## `one`') == 1 and card.count('license:') == 1
-    assert 'license cc-by-4.0, and this push mit' in send(hub, tmp_path/'sae1', tmp_path, subfolder='two', license='mit')
+    assert 'license cc-by-4.0, and this push mit' in send(
+        hub, tmp_path / 'sae1', tmp_path, subfolder='two', license='mit'
+    )
     assert there(hub) == now
 
 def test_branch_layout_and_made_up_folder(hub, tmp_path):
@@ -412,7 +464,7 @@ def test_interrupted_pushes_end_in_the_same_files(hub, tmp_path):
     assert send(hub, tmp_path/'mine', tmp_path, subfolder='one') == name
     print('interruptions hit:', hub.broken)
 
-# -- Gemma Scope 2 beside ours ---------------------------------------------------------------------------------------------
+# -- Gemma Scope 2 beside ours -----------------------------------------------------------------------------------------
 REAL = 'hf:google/gemma-scope-2-270m-pt/resid_post/layer_9_width_16k_l0_medium'
 
 def test_gemma_scope_2_at_its_true_size(tmp_path):
@@ -430,7 +482,10 @@ def test_gemma_scope_2_at_its_true_size(tmp_path):
     back.save(tmp_path/'again')
     assert torch.equal(interop.load_sae(tmp_path/'again').encode(x), back.encode(x))
 
-@pytest.mark.skipif(os.environ.get('JUMPRELU_SAE_HUB') != '1', reason='set JUMPRELU_SAE_HUB=1 to ask the Hub (84 MB) and read the embedded model')
+@pytest.mark.skipif(
+    os.environ.get('JUMPRELU_SAE_HUB') != '1',
+    reason='set JUMPRELU_SAE_HUB=1 to ask the Hub (84 MB) and read the embedded model',
+)
 def test_the_real_gemma_scope_2(tmp_path):
     "On the embedded model, a 4-bit conversion of the one it was made for"
     from jumprelu_sae.activations import activations

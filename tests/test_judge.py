@@ -72,7 +72,10 @@ def test_weighing():
     class Sure(SkilledJudge):
         def logprobs(self, messages, choices):
             said = self.complete(messages).endswith('yes')
-            assert choices == ['yes', 'no'] and len([l for l in messages[-1]['content'].splitlines() if l[:2] == '2.']) == 0
+            assert (
+                choices == ['yes', 'no']
+                and len([l for l in messages[-1]['content'].splitlines() if l[:2] == '2.']) == 0
+            )
             return [-.1, -3.] if said else [-3., -.1]
     s = ask(Sure(KNOWN, 1.), latents=range(5), tasks=('detection', 'intruder'), weigh=True)
     assert all(r['score'] == 1 and r['unread'] == 0 for r in s.rows)
@@ -115,9 +118,20 @@ def test_nothing_that_a_model_writes_breaks_a_reader():
         assert said is None or said and '\n' not in said
 
 
-@pytest.mark.parametrize('reply,want', [('1. Yes\n2) no', [True, False]), ('**1** yes\n**2** NO!', [True, False]),
-    ('2 no\n1 yes', [True, False]), ('1 yes 2 no', [None, None]), ('1 yes\n3 no', [True, None]),
-    ('1 maybe\n2 no', [None, False]), ('1: yes because\n2: no', [None, False]), ('0 yes\n1 no', [False, None]), ('1 yes\n1 no\n2 no', [None, False])])
+@pytest.mark.parametrize(
+    'reply,want',
+    [
+        ('1. Yes\n2) no', [True, False]),
+        ('**1** yes\n**2** NO!', [True, False]),
+        ('2 no\n1 yes', [True, False]),
+        ('1 yes 2 no', [None, None]),
+        ('1 yes\n3 no', [True, None]),
+        ('1 maybe\n2 no', [None, False]),
+        ('1: yes because\n2: no', [None, False]),
+        ('0 yes\n1 no', [False, None]),
+        ('1 yes\n1 no\n2 no', [None, False]),
+    ],
+)
 def test_yes_and_no(reply, want): assert read_yes_no(reply, 2) == want
 
 
@@ -304,7 +318,9 @@ def key(monkeypatch):
 
 def test_retries(key):
     waited = []
-    with Server((429, 'slow', {'Retry-After': '7'}), (500, 'x'), (503, 'x', {'Retry-After': '900'}), (200, chat('hi'))) as s:
+    with Server(
+        (429, 'slow', {'Retry-After': '7'}), (500, 'x'), (503, 'x', {'Retry-After': '900'}), (200, chat('hi'))
+    ) as s:
         judge = OpenAIJudge(s.url + '/', 'm', key, sleep=waited.append, extra=dict(seed=1))
         assert judge.complete([dict(role='user', content='é')], max_tokens=3, top_p=.5) == 'hi'
     assert waited == [7., 2., 60.] and len(s.seen) == 4
@@ -382,8 +398,19 @@ def firings_of(n):
     latent = torch.arange(n).repeat_interleave(2)[keep]
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), latent.bincount(minlength=n).cumsum(0)])
     side = torch.arange(2*n)
-    f = Firings(latent.int(), at[keep].int(), torch.rand(len(latent)) + .1, offsets, side % 50, side//600, side//600, side,
-        torch.zeros(2*n, dtype=torch.bool), ['d'], SimpleNamespace(decode=lambda ids: f'w{int(ids[0])}'))
+    f = Firings(
+        latent.int(),
+        at[keep].int(),
+        torch.rand(len(latent)) + 0.1,
+        offsets,
+        side % 50,
+        side // 600,
+        side // 600,
+        side,
+        torch.zeros(2 * n, dtype=torch.bool),
+        ['d'],
+        SimpleNamespace(decode=lambda ids: f'w{int(ids[0])}'),
+    )
     promoted = {l: ([dict(token='<b>', value=3.)], [dict(token='', value=-3.)]) for l in range(n)}
     return f, promoted
 
@@ -391,11 +418,15 @@ def firings_of(n):
 def test_export_in_batches(tmp_path):
     n = 300
     f, promoted = firings_of(n)
-    batches = neuronpedia_json(f, list(range(n)), 'm', '3-set', promoted, {0: 'x'*900, 1: ''}, method='fuzz', explainer='j')
+    batches = neuronpedia_json(
+        f, list(range(n)), 'm', '3-set', promoted, {0: 'x' * 900, 1: ''}, method='fuzz', explainer='j'
+    )
     assert [len(b['features']) for b in batches] == [128, 128, 43]
     assert [o['index'] for b in batches for o in b['features']] == list(range(299))
     first, second = batches[0]['features'][:2]
-    assert first['explanations'] == [dict(text='x'*512, methodName='fuzz', modelName='j')] and not second['explanations']
+    assert (
+        first['explanations'] == [dict(text='x' * 512, methodName='fuzz', modelName='j')] and not second['explanations']
+    )
     assert first['density'] == pytest.approx(2/600) and len(first['activations'][0]['tokens']) <= 97
     paths = save_neuronpedia(tmp_path, batches)
     assert [p.name for p in paths] == ['batch-000.json', 'batch-001.json', 'batch-002.json']

@@ -17,7 +17,10 @@ CELLS = '''() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c 
 def opened(page, lab, nb, timeout=240_000):
     "Open notebook `nb` and wait for its kernel"
     page.goto(f'{lab}/lab/tree/{nb}?reset', timeout=timeout)
-    page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=timeout)
+    page.wait_for_function(
+        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+        timeout=timeout,
+    )
 
 def run_all(page, timeout=120_000):
     "Forget the saved outputs and run all cells: list of their counts and outputs; no error and nothing on stderr"
@@ -45,7 +48,9 @@ def test_index_runs(page, lab, tmp_path):
     pw.expect(page.get_by_role('heading', name='jumprelu_sae').first).to_be_visible()
     saved = json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))
     code = [c for c in saved['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
-    assert [bool(c['outputs']) for c in cells] == [bool(c['outputs']) for c in code], 'a cell shows nothing here but does in the saved notebook, or the reverse'
+    assert [bool(c['outputs']) for c in cells] == [bool(c['outputs']) for c in code], (
+        'a cell shows nothing here but does in the saved notebook, or the reverse'
+    )
     page.screenshot(path=str(tmp_path/'index.png'))
 
 def save(page, timeout=60_000):
@@ -81,7 +86,9 @@ def test_opening_and_saving_changes_no_byte(page, lab):
     assert (lab.folder/nb).read_bytes() == before
 
 # -- every notebook: make test-lab -------------------------------------------------------------------------------------
-NOTEBOOKS = sorted(p.relative_to(root).as_posix() for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+NOTEBOOKS = sorted(
+    p.relative_to(root).as_posix() for p in (root / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts
+)
 SLOW = re.compile(r'^\s*#\s*\|\s*(slow|gpu)\b', re.M)
 
 def leave_out_slow(file):

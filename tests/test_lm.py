@@ -22,14 +22,25 @@ lms = {f: load_lm(f'tiny-{f}') for f in FAMILIES}
 tokens = pack(generated_corpus(8), ByteTokenizer(), 40, 39*4-15)
 ids, real = tokens.ids, attention_mask(lms['llama'], tokens.ids)
 
-@pytest.mark.parametrize('error,match,licence', [
-    ('You are trying to access a gated repo.\nMake sure to have access to it', 'is gated: accept the licence .*hf auth login', True),
-    ("We couldn't connect to the Hub", 'the Hub cannot be reached.*gemma3-270m', False),
-    ('403 Client Error: Forbidden for url: https://huggingface.co/x', 'no access to google/gemma-2-2b.*hf auth login', False),
-    ('no/such is not a local folder and is not a valid model identifier listed on', 'check the spelling', False),
-    ('google/gemma-2-2b does not appear to have a file named config.json', 'lacks its configuration', False),
-    ('read 403 of 512 bytes', 'cannot be loaded', False),
-])
+@pytest.mark.parametrize(
+    'error,match,licence',
+    [
+        (
+            'You are trying to access a gated repo.\nMake sure to have access to it',
+            'is gated: accept the licence .*hf auth login',
+            True,
+        ),
+        ("We couldn't connect to the Hub", 'the Hub cannot be reached.*gemma3-270m', False),
+        (
+            '403 Client Error: Forbidden for url: https://huggingface.co/x',
+            'no access to google/gemma-2-2b.*hf auth login',
+            False,
+        ),
+        ('no/such is not a local folder and is not a valid model identifier listed on', 'check the spelling', False),
+        ('google/gemma-2-2b does not appear to have a file named config.json', 'lacks its configuration', False),
+        ('read 403 of 512 bytes', 'cannot be loaded', False),
+    ],
+)
 def test_gemma2_without_access(monkeypatch, error, match, licence):
     import transformers
     def refuse(*a, **k): raise OSError(error)
@@ -71,7 +82,8 @@ def test_attention_that_fell_back_is_refused(tmp_path, monkeypatch, asked, got):
     lms['llama'].model.save_pretrained(tmp_path)
     (tmp_path/'tokenizer.json').write_text('{}')
     fallen_back(monkeypatch, got)
-    with pytest.raises(UserError, match=f"attention '{asked}' was asked for, but the model uses {got}") as e: load_lm(str(tmp_path), dtype='float32', attn=asked)
+    with pytest.raises(UserError, match=f"attention '{asked}' was asked for, but the model uses {got}") as e:
+        load_lm(str(tmp_path), dtype='float32', attn=asked)
     assert '\n' not in str(e.value)
     assert load_lm(str(tmp_path), dtype='float32', attn=got).info['attention'] == got
 
@@ -93,7 +105,10 @@ def test_random_weights():
     assert x.dtype == torch.bfloat16 and torch.isfinite(x).all() and x[real].float().var() > 0
     big = load_lm('google/gemma-2-9b', device='meta', dtype='bfloat16', random_weights=True)
     assert big.device.type == 'meta' and site_dim(big, 'attn.20') == 4096 and site_dim(big, 'mlp.41') == 3584
-    assert all(b.device.type == 'meta' for b in big.model.buffers()) and big.config.layer_types[:2] == ['sliding_attention', 'full_attention']
+    assert all(b.device.type == 'meta' for b in big.model.buffers()) and big.config.layer_types[:2] == [
+        'sliding_attention',
+        'full_attention',
+    ]
     assert 'random weights' in big.info['name'] and 'throughput' in big.info['source']
 
 def test_random_weights_are_allocated_once(monkeypatch):
@@ -120,7 +135,9 @@ def test_a_gguf_file_is_read_once_with_the_same_tensors(tmp_path):
     w = gguf.GGUFWriter(tmp_path/'x.gguf', 'gemma3')
     w.add_array('tokenizer.ggml.tokens', ['a', 'bc', 'naïve'])
     w.add_tensor('plain', x)
-    w.add_tensor('packed', gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    w.add_tensor(
+        'packed', gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0
+    )
     for write in (w.write_header_to_file, w.write_kv_data_to_file, w.write_tensors_to_file, w.close): write()
     theirs = gguf.GGUFReader
     plain = theirs(tmp_path/'x.gguf')
@@ -130,8 +147,14 @@ def test_a_gguf_file_is_read_once_with_the_same_tensors(tmp_path):
     assert one is two and gguf.GGUFReader is theirs
     assert [type(t.data) for t in one.tensors] == [np.ndarray]*2 and isinstance(plain.tensors[0].data, np.memmap)
     for a, b in zip(one.tensors, plain.tensors, strict=True):
-        assert a.name == b.name and np.array_equal(gguf.dequantize(a.data, a.tensor_type), gguf.dequantize(b.data, b.tensor_type))
-    assert one.fields['tokenizer.ggml.tokens'].contents() == plain.fields['tokenizer.ggml.tokens'].contents() == ['a', 'bc', 'naïve']
+        assert a.name == b.name and np.array_equal(
+            gguf.dequantize(a.data, a.tensor_type), gguf.dequantize(b.data, b.tensor_type)
+        )
+    assert (
+        one.fields['tokenizer.ggml.tokens'].contents()
+        == plain.fields['tokenizer.ggml.tokens'].contents()
+        == ['a', 'bc', 'naïve']
+    )
     with pytest.raises(ZeroDivisionError), L._read_once(): 1/0
     assert gguf.GGUFReader is theirs
 
@@ -173,8 +196,10 @@ def test_damaged_model_cache(tmp_path, monkeypatch, caplog, hurt):
 
 def test_light_imports():
     "Importing text, lm and harvest pulls in neither transformers nor datasets nor matplotlib nor Jupyter"
-    code = ('import sys, jumprelu_sae.harvest; bad = {"transformers","datasets","matplotlib","IPython","notebook","pandas"} & set(sys.modules); '
-            'assert not bad, bad')
+    code = (
+        'import sys, jumprelu_sae.harvest; bad = {"transformers","datasets","matplotlib","IPython","notebook","pandas"} & set(sys.modules); '
+        'assert not bad, bad'
+    )
     subprocess.run([sys.executable, '-c', code], check=True, env=os.environ | {'PYTHONPATH': ':'.join(sys.path)})
 
 
@@ -202,20 +227,40 @@ def rewrite(d, change):
 def test_all_the_ways_in(folder):
     "A path as text or Path, with ~, or the model itself: the same activations"
     want = forward(lms['llama'], ids)
-    for lm in (load_lm(str(folder), dtype='float32'), load_lm(folder, dtype='float32'), load_lm(lms['llama'].model, words()),
-               load_lm(lms['llama'].model, folder), load_lm(folder, words(), dtype='float32')):
+    for lm in (
+        load_lm(str(folder), dtype='float32'),
+        load_lm(folder, dtype='float32'),
+        load_lm(lms['llama'].model, words()),
+        load_lm(lms['llama'].model, folder),
+        load_lm(folder, words(), dtype='float32'),
+    ):
         assert torch.equal(forward(lm, ids), want) and lm.family == 'llama' and not lm.model.training
         json.dumps(lm.info), json.dumps(lm.identity())
 
-@pytest.mark.parametrize('change,match', [
-    (lambda w: {k: v for k, v in w.items() if 'layers.1.' not in k}, r'9 weights are missing from its files \(model.layers.1.input_layernorm.weight'),
-    (lambda w: {k: v for k, v in w.items() if k != 'model.norm.weight'}, r'model.norm.weight'),
-    (lambda w: {f'net.{k}': v for k, v in w.items()}, 'are missing from its files'),
-    (lambda w: {k.replace('mlp.', 'ffn.'): v for k, v in w.items()}, r'missing from its files .*mlp.*no place in the model.*ffn'),
-    (lambda w: w | {'model.layers.4.mlp.up_proj.weight': torch.ones(64, 32)}, r'no place in the model .*\(model.layers.4.mlp.up_proj.weight\)'),
-    (lambda w: w | {'model.layers.0.self_attn.q_proj.bias': torch.ones(48)}, 'q_proj.bias'),
-    (lambda w: w | {'model.layers.2.mlp.up_proj.weight': torch.ones(60, 32)}, 'another shape .*model.layers.2.mlp.up_proj.weight'),
-])
+@pytest.mark.parametrize(
+    'change,match',
+    [
+        (
+            lambda w: {k: v for k, v in w.items() if 'layers.1.' not in k},
+            r'9 weights are missing from its files \(model.layers.1.input_layernorm.weight',
+        ),
+        (lambda w: {k: v for k, v in w.items() if k != 'model.norm.weight'}, r'model.norm.weight'),
+        (lambda w: {f'net.{k}': v for k, v in w.items()}, 'are missing from its files'),
+        (
+            lambda w: {k.replace('mlp.', 'ffn.'): v for k, v in w.items()},
+            r'missing from its files .*mlp.*no place in the model.*ffn',
+        ),
+        (
+            lambda w: w | {'model.layers.4.mlp.up_proj.weight': torch.ones(64, 32)},
+            r'no place in the model .*\(model.layers.4.mlp.up_proj.weight\)',
+        ),
+        (lambda w: w | {'model.layers.0.self_attn.q_proj.bias': torch.ones(48)}, 'q_proj.bias'),
+        (
+            lambda w: w | {'model.layers.2.mlp.up_proj.weight': torch.ones(60, 32)},
+            'another shape .*model.layers.2.mlp.up_proj.weight',
+        ),
+    ],
+)
 def test_weights_that_are_not_those_of_the_model(folder, change, match):
     rewrite(folder, change)
     with pytest.raises(UserError, match=match) as e: load_lm(folder, dtype='float32')
@@ -285,14 +330,19 @@ def test_a_gemma2_in_memory_without_its_soft_cap_is_refused():
     with pytest.raises(UserError, match='soft-cap'): load_lm(m, ByteTokenizer())
 
 def test_identity_of_folders(folder, tmp_path):
-    "A copy is the same, wherever it lies; one bit of weights, configuration or tokenizer is another, with size and time unchanged"
+    """A copy is the same, wherever it lies; one bit of weights, configuration or tokenizer is another, with size and
+    time unchanged"""
     one = load_lm(folder, dtype='float32').identity()
     assert str(tmp_path) not in json.dumps(one)
     shutil.copytree(folder, tmp_path/'elsewhere')
     (tmp_path/'elsewhere'/'README.md').write_text('a note')
     assert load_lm(tmp_path/'elsewhere', dtype='float32').identity() == one
     seen = {json.dumps(one, sort_keys=True)}
-    for name, old, new in (('model.safetensors', None, None), ('config.json', b'"rms_norm_eps": 1e-06', b'"rms_norm_eps": 1e-05'), ('tokenizer.json', b'"a"', b'"c"')):
+    for name, old, new in (
+        ('model.safetensors', None, None),
+        ('config.json', b'"rms_norm_eps": 1e-06', b'"rms_norm_eps": 1e-05'),
+        ('tokenizer.json', b'"a"', b'"c"'),
+    ):
         d = tmp_path/f'other-{name}'
         shutil.copytree(folder, d)
         stat, b = (d/name).stat(), bytearray((d/name).read_bytes())
@@ -408,11 +458,19 @@ for name in ANSWERS:
 
 def test_what_the_hub_really_answers(tmp_path):
     "A Hub on this machine, with the answers of the real one: each becomes the line that says what to do"
-    env = os.environ | dict(PYTHONPATH=':'.join(sys.path), HF_HOME=str(tmp_path), HF_HUB_DISABLE_TELEMETRY='1', NO_PROXY='127.0.0.1')
+    env = os.environ | dict(
+        PYTHONPATH=':'.join(sys.path), HF_HOME=str(tmp_path), HF_HUB_DISABLE_TELEMETRY='1', NO_PROXY='127.0.0.1'
+    )
     run = subprocess.run([sys.executable, '-c', HUB], env=env, capture_output=True, text=True, timeout=120)
     lines = [o.split('|') for o in run.stdout.splitlines()]
     said = {name: text for name, kind, text in lines if kind == 'UserError'}
-    want = dict(gated='is gated: accept the licence', secret='no such name on the Hub or it is private', gone='check the spelling',
-                forbidden='no access to own/forbidden', empty='lacks its configuration', old='no such revision')
+    want = dict(
+        gated='is gated: accept the licence',
+        secret='no such name on the Hub or it is private',
+        gone='check the spelling',
+        forbidden='no access to own/forbidden',
+        empty='lacks its configuration',
+        old='no such revision',
+    )
     assert {k: v in said.get(k, '') for k, v in want.items()} == dict.fromkeys(want, True), (said, run.stderr[-2000:])
     assert [k for k, v in said.items() if 'licence' in v] == ['gated']

@@ -4,7 +4,8 @@ import dataclasses, json, sys
 from collections import Counter
 from pathlib import Path
 import pytest
-import jumprelu_sae.core  # imported here, so that mutants get interpreters of their own: a fork of this pytest would share its output
+# imported here, so that mutants get interpreters of their own: a fork of this pytest would share its output
+import jumprelu_sae.core
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
 import mutate

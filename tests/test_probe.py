@@ -43,5 +43,7 @@ def test_bytes_of_a_run():
 def test_the_road_of_scope_270m_ended():
     r = KEPT['rehearsal']
     assert r['preset'] == 'scope-270m-sotu-rehearsal' and r['d_sae'] == 16_384 and r['activations'] <= 4096
-    assert {o['name'] for o in r['rows']} == {f'{a}-{k}-seed0' for a in ('jumprelu', 'topk', 'batchtopk') for k in (20, 60)}
+    assert {o['name'] for o in r['rows']} == {
+        f'{a}-{k}-seed0' for a in ('jumprelu', 'topk', 'batchtopk') for k in (20, 60)
+    }
     assert r['report_bytes'] > 100_000

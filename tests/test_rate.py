@@ -76,8 +76,14 @@ def test_the_page_is_a_function_of_the_page_only(study):
 
 def test_scale_and_gap_change_no_page():
     "The same firings in another unit, over another threshold, give the same study"
-    def page(scale, gap): return make_study(dict(a=ToyFirings(60, scale=scale, gap=gap, seed=1), b=ToyFirings(60, seed=2)),
-        n_per_arm=6, min_firings=40, seed=4).page
+
+    def page(scale, gap):
+        return make_study(
+            dict(a=ToyFirings(60, scale=scale, gap=gap, seed=1), b=ToyFirings(60, seed=2)),
+            n_per_arm=6,
+            min_firings=40,
+            seed=4,
+        ).page
     assert page(1., 0.) == page(70., .9)
 
 
@@ -153,14 +159,20 @@ def test_raters_of_one_name_in_two_places_are_one(study):
 def test_undo_is_the_raters_own(study):
     i = study.page['items'][0]['id']
     r = dict(study=study.page['id'], rater='A', item=i, t='2026', n=0)
-    a, b = r | dict(rid='1', kind='judge', value='yes'), r | dict(rater='B', rid='2', kind='undo', value=None, of='1', n=1)
+    a, b = (
+        r | dict(rid='1', kind='judge', value='yes'),
+        r | dict(rater='B', rid='2', kind='undo', value=None, of='1', n=1),
+    )
     assert ratings(study.key, [a, b])[0].judge == 'yes'
 
 
 # -- analysis
 def test_arms_named_elsewhere_change_nothing(study):
     "Exchanging two arms in the key changes the sign"
-    log = [simulated_log(study, SimulatedRater(n, noise=.8), dict(jumprelu=.5, gated=-.5, topk=0.), seed=1) for n in 'AB']
+    log = [
+        simulated_log(study, SimulatedRater(n, noise=0.8), dict(jumprelu=0.5, gated=-0.5, topk=0.0), seed=1)
+        for n in 'AB'
+    ]
     swap = dict(jumprelu='gated', gated='jumprelu')
     key = study.key | dict(items={i: k | dict(arm=swap.get(k['arm'], k['arm'])) for i, k in study.key['items'].items()})
     a, b = (difference(ratings(k, log), 'jumprelu', 'gated', draws=50).value for k in (study.key, key))
@@ -206,11 +218,15 @@ def test_alpha_equals_the_package(level):
 def test_simulated_raters_do_as_they_say(study):
     r = SimulatedRater('A', bias=.4, noise=1.2)
     means = dict(jumprelu=-.5, gated=0., topk=1.)
-    rows = [v for s in range(60) for v in ratings(study.key, simulated_log(study, r, means, seed=s)) if v.role == 'latent']
+    rows = [
+        v for s in range(60) for v in ratings(study.key, simulated_log(study, r, means, seed=s)) if v.role == 'latent'
+    ]
     for a, m in means.items():
         x = np.array([v.score for v in rows if v.arm == a])
         assert x.mean() == pytest.approx(expected_score(m, r), abs=4*x.std()/len(x)**.5)
-    shams = [v for s in range(60) for v in ratings(study.key, simulated_log(study, r, means, seed=s)) if v.role == 'sham']
+    shams = [
+        v for s in range(60) for v in ratings(study.key, simulated_log(study, r, means, seed=s)) if v.role == 'sham'
+    ]
     assert np.mean([v.hit for v in shams]) == pytest.approx(.2, abs=4*.4/len(shams)**.5)
 
 
@@ -239,7 +255,9 @@ def test_the_inspector_sees_every_field(study):
 
 @pytest.mark.parametrize('leak', ['text length', 'id', 'order', 'block'])
 def test_the_inspector_finds_what_is_planted(study, leak):
-    arm = lambda i: sorted(TOYS).index(study.key['items'][i['id']]['arm']) if study.key['items'][i['id']]['arm'] in TOYS else 0
+    arm = lambda i: (
+        sorted(TOYS).index(study.key['items'][i['id']]['arm']) if study.key['items'][i['id']]['arm'] in TOYS else 0
+    )
     items, key = study.page['items'], study.key
     if leak == 'text length': items = [i | dict(top=[[t[0][25*arm(i):], *t[1:]] for t in i['top']]) for i in items]
     if leak == 'order': items = sorted(items, key=arm)

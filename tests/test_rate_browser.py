@@ -179,7 +179,8 @@ def test_order_is_that_of_the_oracle(context, study, tmp_path):
     page.goto('about:blank')
     names = ['A', 'b c', 'Zoë', '李', '🦜', 'x'*60]
     page.evaluate(
-        '''async t => { window.m = await import(URL.createObjectURL(new Blob([t], {type: 'text/javascript'}))) }''', ESM)
+        '''async t => { window.m = await import(URL.createObjectURL(new Blob([t], {type: 'text/javascript'}))) }''', ESM
+    )
     for n in names: assert page.evaluate('([s, n]) => m.order(s, n)', [study.page, n]) == rater_order(study.page, n)
     blocks = dict(id='x', items=[dict(id=f'{i:02}', block=i//4) for i in range(24)])
     for n in names: assert page.evaluate('([s, n]) => m.order(s, n)', [blocks, n]) == rater_order(blocks, n)
@@ -235,7 +236,8 @@ READY = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?
 
 @pytest.mark.timeout(900)
 def test_in_jupyterlab(lab, context, study):
-    "Six latents, an undo, a restart of the kernel and a reload of the page: the log is complete and the notebook intact"
+    """Six latents, an undo, a restart of the kernel and a reload of the page: the log is complete and the notebook
+    intact"""
     root = lab.folder
     log = root/'log'/'ratings.jsonl'
     kernel = dict(name='python3', display_name='python3', language='python')

@@ -9,7 +9,10 @@ def test_readme_is_index(): assert (root/'README.md').read_text(encoding='utf-8'
 
 def test_links_go_from_the_root():
     md = '![f](images/f.png) [c](../CITATION.cff) [a](https://a.org/x) [h](#use) <img src="images/g.png">'
-    assert from_root(md) == '![f](nbs/images/f.png) [c](CITATION.cff) [a](https://a.org/x) [h](#use) <img src="nbs/images/g.png">'
+    assert (
+        from_root(md)
+        == '![f](nbs/images/f.png) [c](CITATION.cff) [a](https://a.org/x) [h](#use) <img src="nbs/images/g.png">'
+    )
 
 def test_links_lead_somewhere():
     md = (root/'README.md').read_text(encoding='utf-8')

@@ -1,4 +1,5 @@
-"A run that is killed and started again ends in the numbers of a run left alone, and goes on from its checkpoint (`python tools/kill_test.py 50` does it fifty times)."
+"""A run that is killed and started again ends in the numbers of a run left alone, and goes on from its checkpoint
+(`python tools/kill_test.py 50` does it fifty times)."""
 import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
@@ -38,7 +39,12 @@ except KeyboardInterrupt: sys.exit(130)
 
 def train(tmp, folder, kill=-1, sig='SIGKILL', where='before'):
     (tmp/'train.py').write_text(TRAIN)
-    p = subprocess.run([sys.executable, str(tmp/'train.py'), str(folder), str(kill), sig, where], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    p = subprocess.run(
+        [sys.executable, str(tmp / 'train.py'), str(folder), str(kill), sig, where],
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(OMP_NUM_THREADS='1'),
+    )
     assert p.returncode in (0, 130, -9), p.stdout + p.stderr
     return p.returncode, [int(n) for n in re.findall(r'resumed at step (\d+) of 40', p.stdout)]
 
@@ -46,19 +52,28 @@ def train(tmp, folder, kill=-1, sig='SIGKILL', where='before'):
 def test_killed_at_a_step(tmp_path):
     "SIGKILL, SIGTERM and SIGINT before, inside and after a step: always on from the checkpoint, and to the same bits"
     assert train(tmp_path, tmp_path/'alone') == (0, [])
-    shots = [(5, 'SIGKILL', 'inside', []), (9, 'SIGTERM', 'inside', [5]), (17, 'SIGINT', 'before', [10]), (25, 'SIGKILL', 'before', [18]), (30, 'SIGKILL', 'after', [25])]
+    shots = [
+        (5, 'SIGKILL', 'inside', []),
+        (9, 'SIGTERM', 'inside', [5]),
+        (17, 'SIGINT', 'before', [10]),
+        (25, 'SIGKILL', 'before', [18]),
+        (30, 'SIGKILL', 'after', [25]),
+    ]
     for kill, sig, where, resumed in shots:
         code, steps = train(tmp_path, tmp_path/'killed', kill, sig, where)
         assert code == (-9 if sig == 'SIGKILL' else 130) and steps == resumed, (kill, sig, where, code, steps)
     assert train(tmp_path, tmp_path/'killed') == (0, [29])
     a, b = (read_json(tmp_path/f/'checkpoint.json') for f in ('alone', 'killed'))
-    assert a['step'] == b['step'] == 40 and {k: v for k, v in a.items() if k != 'sha256'} == {k: v for k, v in b.items() if k != 'sha256'}
+    assert a['step'] == b['step'] == 40 and {k: v for k, v in a.items() if k != 'sha256'} == {
+        k: v for k, v in b.items() if k != 'sha256'
+    }
     t, u = (load_tensors(tmp_path/f/d['file'])[0] for f, d in (('alone', a), ('killed', b)))
     assert t.keys() == u.keys() and all(torch.equal(v, u[k]) for k, v in t.items())
 
 @pytest.mark.timeout(900)
 def test_killed_and_resumed_is_the_same(tmp_path):
-    "The whole road: killed at training steps and at files, and no number differs; some of the trainings went on from a checkpoint"
+    """The whole road: killed at training steps and at files, and no number differs; some of the trainings went on from
+    a checkpoint"""
     killed, alone, resumed = kill_test(tmp_path, times=5, seed=1)
     assert resumed, 'no killed run went on from a checkpoint: nothing was tested'
     assert killed == alone
@@ -109,10 +124,17 @@ class Sweep:
         (tmp/'sweep.py').write_text(SWEEP)
         self.out, env = out, os.environ | dict(OMP_NUM_THREADS='1', JUMPRELU_SAE_CACHE=str(tmp/'cache'))
         self.log = open(tmp/'sweep.log', 'w+')
-        self.p = subprocess.Popen([sys.executable, str(tmp/'sweep.py'), str(out), str(workers)], stdout=self.log, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+        self.p = subprocess.Popen(
+            [sys.executable, str(tmp / 'sweep.py'), str(out), str(workers)],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+        )
 
     def shoot(self, whom, sig):
-        "Once two checkpoints are newer than this run: kill the parent or a worker; what was said, the exit status, whose checkpoints"
+        """Once two checkpoints are newer than this run: kill the parent or a worker; what was said, the exit status,
+        whose checkpoints"""
         before = steps_in(self.out)
         def newer(): return {k for k, v in steps_in(self.out).items() if v > before.get(k, 0)}
         until(lambda: len(newer()) >= 2 or self.p.poll() is not None)
@@ -139,7 +161,8 @@ def finished_files(out):
     for f in (*sorted(out.glob('runs/*.json')), out/'results.json'):
         d = read_json(f)
         d = {k: v for k, v in d.items() if k not in ('env', 'stages', 'peak_memory_gib', 'settings')}
-        if 'facts' in d: d['facts'] = {k: v for k, v in d['facts'].items() if k != 'store'} | dict(store=d['facts']['store']['kind'])
+        if 'facts' in d:
+            d['facts'] = {k: v for k, v in d['facts'].items() if k != 'store'} | dict(store=d['facts']['store']['kind'])
         if 'results' in d: d['results'] = [{k: v for k, v in r.items() if k != 'env'} for r in d['results']]
         files[f.name] = d
     return files
@@ -147,16 +170,26 @@ def finished_files(out):
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes in /proc')
 def test_workers_are_killed_and_resumed(tmp_path):
-    "Parent and workers shot in turn: always on from checkpoints, never an orphan, and to the bytes of one process left alone"
+    """Parent and workers shot in turn: always on from checkpoints, never an orphan, and to the bytes of one process
+    left alone"""
     out, resumed = tmp_path/'shot', 0
-    shots = [('terminal', 'SIGINT', 130), ('worker', 'SIGKILL', 1), ('parent', 'SIGKILL', -9), ('parent', 'SIGTERM', 130)]
+    shots = [
+        ('terminal', 'SIGINT', 130),
+        ('worker', 'SIGKILL', 1),
+        ('parent', 'SIGKILL', -9),
+        ('parent', 'SIGTERM', 130),
+    ]
     for whom, sig, code in shots:
         said, status, seen = Sweep(tmp_path, out).shoot(whom, getattr(signal, sig))
         resumed += len(re.findall(r'resumed at step [1-9]\d* of 512', said))
         assert status == code, (whom, sig, said)
         if whom == 'worker':
             last = said.strip().splitlines()[-1]
-            assert 'was killed (signal 9' in last and 'run again, and it goes on from its last checkpoint' in last and '-seed0' in last
+            assert (
+                'was killed (signal 9' in last
+                and 'run again, and it goes on from its last checkpoint' in last
+                and '-seed0' in last
+            )
         left = steps_in(out)
         lost = [n for n in seen if n not in left and not any(out.glob(f'saes/{n}/*'))]  # one may have ended since
         assert left and not lost, f'{whom} {sig}: no checkpoint of {lost}'

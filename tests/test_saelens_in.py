@@ -14,7 +14,9 @@ N, M = 6, 24
 def folder(path, arch, cfg=(), **tensors):
     "A folder with random weights"
     g = torch.Generator().manual_seed(0)
-    t = dict(W_enc=torch.randn(N, M, generator=g), W_dec=torch.randn(M, N, generator=g), b_dec=torch.randn(N, generator=g))
+    t = dict(
+        W_enc=torch.randn(N, M, generator=g), W_dec=torch.randn(M, N, generator=g), b_dec=torch.randn(N, generator=g)
+    )
     t = {k: v.contiguous() for k, v in (t | tensors).items()}
     path.mkdir()
     save_file(t, path/'sae_weights.safetensors')

@@ -1,4 +1,5 @@
-"The site: what docs/pages.py does to a notebook and to a module, and, where Sphinx is installed, a small site in a browser."
+"""The site: what docs/pages.py does to a notebook and to a module, and, where Sphinx is installed, a small site in a
+browser."""
 
 import json
 import re
@@ -37,8 +38,11 @@ def display(**data):
 WIDGET = dict(output_type='display_data', metadata={}, data={'application/vnd.jupyter.widget-view+json': {}})
 LONG = '$$' + ' + '.join('abcdefghijklmnopqrstuvwxyz') + r' \tag{8}$$'
 TINY = notebook(
-    cell('# A title\n\n> Which question?\n\nSee `02_two` and `99_none`, and [the list](index.ipynb#The-method), [above](#A-title).',
-        'markdown'),
+    cell(
+        '# A title\n\n> Which question?\n\n'
+        'See `02_two` and `99_none`, and [the list](index.ipynb#The-method), [above](#A-title).',
+        'markdown',
+    ),
     cell('#| default_exp one'),
     cell('#| export\nimport math\nfrom pathlib import Path'),
     cell('#| hide\nassert secret'),
@@ -84,12 +88,18 @@ def test_every_notebook_becomes_a_page(nb):
     if '.ipynb_checkpoints' in nb.parts:
         pytest.skip('a copy that JupyterLab made')
     out = pages.page(json.loads(nb.read_text(encoding='utf-8')), {p.stem for p in (root / 'nbs').glob('*.ipynb')})
-    assert out['cells'] and not [c for c in out['cells'] if re.search(r'^\s*#\s*\|', c['source'], re.M) and c['cell_type'] == 'code']
+    assert out['cells'] and not [
+        c for c in out['cells'] if re.search(r'^\s*#\s*\|', c['source'], re.M) and c['cell_type'] == 'code'
+    ]
     for c in out['cells']:
         if c['cell_type'] == 'markdown':
             prose = pages.FENCE.sub('', c['source'])
             targets = re.findall(r'(?<!`)\]\((?![a-z]+:|#)([^)\s#]+\.\w+)[)#]', prose)
-            lost = [t for t in targets if not (nb.parent / t).exists() and not (nb.parent / t).with_suffix('.ipynb').exists()]
+            lost = [
+                t
+                for t in targets
+                if not (nb.parent / t).exists() and not (nb.parent / t).with_suffix('.ipynb').exists()
+            ]
             assert not lost, f'{nb.name} links to what is not there'
 
 
@@ -167,7 +177,9 @@ def test_nothing_on_the_site_leads_nowhere(tmp_path):
         if file.suffix == '.ipynb':
             assert f'({file.relative_to(src / "nbs").as_posix()})' in contents, 'not in the contents'
             text = '\n'.join(c['source'] for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
-        prose = pages.outside_fences(lambda t: re.sub(r'`[^`]*`|\$\$.*?\$\$', '', t, flags=re.S), pages.FENCE.sub('', text))
+        prose = pages.outside_fences(
+            lambda t: re.sub(r'`[^`]*`|\$\$.*?\$\$', '', t, flags=re.S), pages.FENCE.sub('', text)
+        )
         for target in re.findall(r'\]\((?![a-z]+:|#)([^)\s#]+)', prose):
             if not (file.parent / target).exists() and 'apidocs/' not in target:
                 lost.append(f'{file.relative_to(src)} links to {target}')
@@ -179,7 +191,9 @@ def sphinx_python():
     "An interpreter that has what `make docs` installs: this one, or that of .venv-docs"
     for python in (sys.executable, root / '.venv-docs/bin/python'):
         try:
-            found = subprocess.run([python, '-c', 'import sphinx, myst_nb, autodoc2, pydata_sphinx_theme, sphinx_copybutton'])
+            found = subprocess.run(
+                [python, '-c', 'import sphinx, myst_nb, autodoc2, pydata_sphinx_theme, sphinx_copybutton']
+            )
         except OSError:
             continue
         if found.returncode == 0:
@@ -231,7 +245,9 @@ def test_a_new_page_reaches_the_contents_of_every_other(tmp_path):
 
 
 def test_dead_links_are_found_in_the_finished_pages(tmp_path):
-    (tmp_path / 'a b.html').write_text('<h1 id="top">A</h1><pre>href="x.html"</pre><a href="b.html#there">', encoding='utf-8')
+    (tmp_path / 'a b.html').write_text(
+        '<h1 id="top">A</h1><pre>href="x.html"</pre><a href="b.html#there">', encoding='utf-8'
+    )
     good = '<a name="there"></a><a href="a%20b.html?q=1#top"><a href="#there"><a href="https://x.org/y"><img src="gone.png">'
     (tmp_path / 'b.html').write_text(good + '<a href="a%20b.html#bottom">', encoding='utf-8')
     links, dead = pages.dead_links(tmp_path)

@@ -4,8 +4,27 @@ import torch.nn.functional as F
 from jumprelu_sae import sites as S
 from jumprelu_sae.core import UserError
 from jumprelu_sae.lm import FAMILIES as ROWS, load_lm
-from jumprelu_sae.sites import BY_HAND, KINDS, Site, attention_mask, capture, check_ids, forward, hook_names, layer_inputs
-from jumprelu_sae.sites import parse_site, run_from, site_dim, site_module, site_table, sites_by_hand, splice, token_losses
+from jumprelu_sae.sites import (
+    BY_HAND,
+    KINDS,
+    Site,
+    attention_mask,
+    capture,
+    check_ids,
+    forward,
+    hook_names,
+    layer_inputs,
+)
+from jumprelu_sae.sites import (
+    parse_site,
+    run_from,
+    site_dim,
+    site_module,
+    site_table,
+    sites_by_hand,
+    splice,
+    token_losses,
+)
 from jumprelu_sae.text import ByteTokenizer, generated_corpus, pack
 
 @pytest.fixture(autouse=True, scope='module')
@@ -99,11 +118,17 @@ def test_window_of_the_oracle():
 def test_site_table_sees_a_wrong_site(family, monkeypatch):
     "A site in a place nearby, of the same width: each kind is found out, in its own row"
     lm = lms[family]
-    assert max(r['relative'] for r in site_table(lm, ids[:4])) < 2e-5   # and without padding
-    wrong = dict(resid=lambda l: (l, 'input'), attn=lambda l: (l.self_attn.q_proj, 'output'), mlp=lambda l: (l.mlp, 'output' if lm.build.mlp != 'mlp' else 'input'))
+    assert max(r['relative'] for r in site_table(lm, ids[:4])) < 2e-5  # and without padding
+    wrong = dict(
+        resid=lambda l: (l, 'input'),
+        attn=lambda l: (l.self_attn.q_proj, 'output'),
+        mlp=lambda l: (l.mlp, 'output' if lm.build.mlp != 'mlp' else 'input'),
+    )
     right = site_module
     for kind in KINDS:
-        monkeypatch.setattr(S, 'site_module', lambda lm, s: wrong[kind](lm.layers[s.layer]) if s.kind == kind else right(lm, s))
+        monkeypatch.setattr(
+            S, 'site_module', lambda lm, s: wrong[kind](lm.layers[s.layer]) if s.kind == kind else right(lm, s)
+        )
         assert {r['site'] for r in site_table(lm, ids) if r['relative'] > .01} == {kind}
 
 
@@ -136,7 +161,10 @@ def test_rows_padded_differently_share_a_batch(family):
 def test_a_pad_id_in_the_middle_is_a_token():
     lm, row = lms['llama'], ids[:1].clone()
     row[0, 7] = 0
-    assert attention_mask(lm, row) is None and attention_mask(lm, padded(row, 2, 3))[0].int().tolist() == [0]*2 + [1]*40 + [0]*3
+    assert (
+        attention_mask(lm, row) is None
+        and attention_mask(lm, padded(row, 2, 3))[0].int().tolist() == [0] * 2 + [1] * 40 + [0] * 3
+    )
     a, b = (capture(lm, o, 'resid.3')[Site('resid', 3)] for o in (row, ids[:1]))
     assert (a-b)[0, 7:].abs().max() > .01
 
@@ -164,22 +192,39 @@ def test_names_of_others(family):
     for kind, lens in (('resid', 'hook_resid_post'), ('mlp', 'hook_mlp_out'), ('attn', 'attn.hook_z')):
         names = hook_names(lm, f'{kind}.3')
         path, _, end = names['hf_hook_name'].rpartition('.')
-        assert names['hook_name'] == f'blocks.3.{lens}' and (lm.model.get_submodule(path), end) == site_module(lm, f'{kind}.3')
+        assert names['hook_name'] == f'blocks.3.{lens}' and (lm.model.get_submodule(path), end) == site_module(
+            lm, f'{kind}.3'
+        )
 
 def test_names_of_gemma_scope_2():
     "As that suite publishes them, for the model that this book uses"
     got = {k: hook_names(lms['gemma3'], f'{k}.2')['hf_hook_name'] for k in KINDS}
-    assert got == dict(resid='model.layers.2.output', attn='model.layers.2.self_attn.o_proj.input', mlp='model.layers.2.post_feedforward_layernorm.output')
+    assert got == dict(
+        resid='model.layers.2.output',
+        attn='model.layers.2.self_attn.o_proj.input',
+        mlp='model.layers.2.post_feedforward_layernorm.output',
+    )
 
-@pytest.mark.parametrize('run', [
-    lambda lm, i: capture(lm, i, 'resid.1'), lambda lm, i: forward(lm, i), lambda lm, i: splice(lm, i, 'mlp.1', lambda v: v),
-    lambda lm, i: layer_inputs(lm, i, 2), lambda lm, i: run_from(lm, i, torch.zeros(*i.shape, 32), 2)])
+@pytest.mark.parametrize(
+    'run',
+    [
+        lambda lm, i: capture(lm, i, 'resid.1'),
+        lambda lm, i: forward(lm, i),
+        lambda lm, i: splice(lm, i, 'mlp.1', lambda v: v),
+        lambda lm, i: layer_inputs(lm, i, 2),
+        lambda lm, i: run_from(lm, i, torch.zeros(*i.shape, 32), 2),
+    ],
+)
 def test_what_a_model_cannot_read_is_refused_before_it_runs(run, monkeypatch):
     lm = load_lm('tiny-llama')
     monkeypatch.setattr(type(lm.decoder), 'forward', lambda *a, **k: pytest.fail('the model ran'))
     pad_added_to_the_tokenizer_only = padded(ids, 3, 0, pad=lm.vocabulary)
-    for bad, why in ((pad_added_to_the_tokenizer_only, 'token id 259: tiny-llama has embeddings for 0 to 258'), (ids-5, 'token id -'),
-                     (ids.repeat(1, 13), 'rows of 520 tokens: tiny-llama reads at most 512'), (ids.float(), 'whole numbers')):
+    for bad, why in (
+        (pad_added_to_the_tokenizer_only, 'token id 259: tiny-llama has embeddings for 0 to 258'),
+        (ids - 5, 'token id -'),
+        (ids.repeat(1, 13), 'rows of 520 tokens: tiny-llama reads at most 512'),
+        (ids.float(), 'whole numbers'),
+    ):
         with pytest.raises(UserError, match=why) as e: run(lm, bad)
         assert '\n' not in str(e.value)
 

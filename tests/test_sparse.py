@@ -1,4 +1,5 @@
-"The sparse step against the dense one: values and gradients, on random shapes and settings, at the corners, and on DeepMind's regression values"
+"""The sparse step against the dense one: values and gradients, on random shapes and settings, at the corners, and on
+DeepMind's regression values"""
 import json, math, subprocess, sys
 from pathlib import Path
 import pytest, torch
@@ -17,9 +18,25 @@ def case(arch, seed, dtype, **settings):
     r = torch.Generator().manual_seed(seed)
     def pick(*c): return c[int(torch.randint(len(c), (), generator=r))]
     n, d_sae, batch = pick(1, 3, 16, 40), pick(5, 24, 130), pick(1, 6, 65)
-    cfg = dict(k=pick(1, 3, 5), coef=pick(.05, 1.), bandwidth=pick(.01, .1, 1.), theta_init=pick(.01, .2, 1.), kernel=pick(*KERNELS), target_l0=pick(None, 3.), start=pick(None, 'topk', 'batchtopk'), per_example=pick(True, False), estimator=pick('ste', 'kde', 'input'), penalty=pick('l0', 'l1', 'tanh'), log_threshold=pick(True, False),
-        pre_bias=pick(True, False), aux_coef=pick(0., .2), k_aux=pick(1, 4, 512), dead_coef=pick(0., .2))
-    if dtype == torch.float32 and cfg['kernel'] != 'rectangle': cfg['bandwidth'] = 1.  # see test_float32_of_a_sloped_kernel
+    cfg = dict(
+        k=pick(1, 3, 5),
+        coef=pick(0.05, 1.0),
+        bandwidth=pick(0.01, 0.1, 1.0),
+        theta_init=pick(0.01, 0.2, 1.0),
+        kernel=pick(*KERNELS),
+        target_l0=pick(None, 3.0),
+        start=pick(None, 'topk', 'batchtopk'),
+        per_example=pick(True, False),
+        estimator=pick('ste', 'kde', 'input'),
+        penalty=pick('l0', 'l1', 'tanh'),
+        log_threshold=pick(True, False),
+        pre_bias=pick(True, False),
+        aux_coef=pick(0.0, 0.2),
+        k_aux=pick(1, 4, 512),
+        dead_coef=pick(0.0, 0.2),
+    )
+    if dtype == torch.float32 and cfg['kernel'] != 'rectangle':
+        cfg['bandwidth'] = 1.0  # see test_float32_of_a_sloped_kernel
     cfg |= settings
     if cfg['start']: cfg['target_l0'] = 3.
     sae = make_sae(SAEConfig(arch, n, d_sae, **own_settings(arch, cfg)), seed)
@@ -28,7 +45,11 @@ def case(arch, seed, dtype, **settings):
             if name not in ('W_dec', 'theta_param'): p += .3*torch.randn(p.shape, generator=r)
             if name == 'theta_param' and cfg['log_threshold']: p += torch.randn(p.shape, generator=r)
     dead = torch.rand(d_sae, generator=r) < pick(.1, .5)
-    return sae.to(dtype).train(), torch.randn(batch, n, generator=r).to(dtype), dead if pick(True, True, False) else None
+    return (
+        sae.to(dtype).train(),
+        torch.randn(batch, n, generator=r).to(dtype),
+        dead if pick(True, True, False) else None,
+    )
 
 def both(sae, x, dead, warm=.7):
     out = []
@@ -36,13 +57,19 @@ def both(sae, x, dead, warm=.7):
         sae.zero_grad()
         t = loss(x, warm, dead)
         t['loss'].backward()
-        out.append(({k: v.detach() for k, v in t.items()}, {n: None if p.grad is None else p.grad.clone() for n, p in sae.named_parameters()}))
+        out.append(
+            (
+                {k: v.detach() for k, v in t.items()},
+                {n: None if p.grad is None else p.grad.clone() for n, p in sae.named_parameters()},
+            )
+        )
     return out
 
 def same(sae, x, dead, tol):
     (a, ga), (b, gb) = both(sae, x, dead)
     assert torch.equal(a['fired'], b['fired'])
-    for k in ('loss', 'mse', 'sparsity', 'aux', 'l0'): torch.testing.assert_close(b[k], a[k], rtol=tol, atol=tol*1e-3, msg=lambda m: f'{k}: {m}')
+    for k in ('loss', 'mse', 'sparsity', 'aux', 'l0'):
+        torch.testing.assert_close(b[k], a[k], rtol=tol, atol=tol * 1e-3, msg=lambda m: f'{k}: {m}')
     for k in ga:
         assert (ga[k] is None) == (gb[k] is None), k
         if ga[k] is None: continue
@@ -56,14 +83,16 @@ def test_same_as_dense(arch, dtype, tol):
     for seed in range(40): same(*case(arch, seed, dtype), tol)
 
 def test_float32_of_a_sloped_kernel():
-    "A kernel with a slope turns a rounding of the pre-activation into an error of rounding/bandwidth: in a narrow window float32 is that far from float64, the sparse step no farther than the dense one"
+    """A kernel with a slope turns a rounding of the pre-activation into an error of rounding/bandwidth: in a narrow
+    window float32 is that far from float64, the sparse step no farther than the dense one"""
     far = {'dense': [], 'sparse': []}
     for seed in range(90):
         sae, x, dead = case('jumprelu', seed, torch.float32, kernel=KERNELS[1 + seed % 2], bandwidth=.01, start=None)
         (_, a), (_, b) = both(sae, x, dead)
         true = both(sae.double(), x.double(), dead)[0][1]['theta_param']
         if true is None or not true.any(): continue
-        for k, g in (('dense', a), ('sparse', b)): far[k].append(float((g['theta_param'] - true).abs().max()/true.abs().max()))
+        for k, g in (('dense', a), ('sparse', b)):
+            far[k].append(float((g['theta_param'] - true).abs().max() / true.abs().max()))
     dense, sparse = (torch.tensor(far[k]).clamp_min(1e-9).log() for k in ('dense', 'sparse'))
     assert len(dense) > 30 and sparse.mean() - dense.mean() < math.log(2) and sparse.max() < math.log(1e-2)
 
@@ -87,7 +116,8 @@ def test_nothing_is_missed_at_the_line():
     for dtype in (torch.float32, torch.float64):
         x, W, b = (torch.randn(*s, generator=r, dtype=dtype) for s in ((50, 6), (6, 40), (40,)))
         pre = torch.addmm(b, x, W)
-        theta = pre[torch.arange(40) % 50, torch.arange(40)].clone()        # each latent meets its threshold exactly, as the dense step computes it
+        # each latent meets its threshold exactly, as the dense step computes it
+        theta = pre[torch.arange(40) % 50, torch.arange(40)].clone()
         for low in (theta, torch.nextafter(theta, theta.new_tensor(-math.inf))):
             s, _ = find_support(x, W, b, low)
             on = torch.zeros_like(pre, dtype=torch.bool).index_put((s.row, s.latent), torch.tensor(True))
@@ -97,24 +127,54 @@ def test_golden_values_by_the_sparse_step():
     rng = np.random.default_rng(24396)
     W_dec = rng.uniform(size=(M, D)) - .5
     W_dec /= np.linalg.norm(W_dec, axis=-1, keepdims=True)
-    W_enc, b_enc, b_dec, theta = rng.uniform(size=(D, M)) - .5, (rng.uniform(size=M) - .5)*.1, (rng.uniform(size=D) - .5)*.1, .15*rng.uniform(size=M)*.1
+    W_enc, b_enc, b_dec, theta = (
+        rng.uniform(size=(D, M)) - 0.5,
+        (rng.uniform(size=M) - 0.5) * 0.1,
+        (rng.uniform(size=D) - 0.5) * 0.1,
+        0.15 * rng.uniform(size=M) * 0.1,
+    )
     x = torch.tensor(np.random.default_rng(9328302).normal(size=(T, B, D))/4)[0]
-    sae = make_sae(SAEConfig('jumprelu', D, M, coef=GOLDEN['lam'], bandwidth=GOLDEN['bandwidth'], pre_bias=True)).double()
+    sae = make_sae(
+        SAEConfig('jumprelu', D, M, coef=GOLDEN['lam'], bandwidth=GOLDEN['bandwidth'], pre_bias=True)
+    ).double()
     with torch.no_grad():
-        for p, v in ((sae.W_dec, W_dec), (sae.W_enc, W_enc), (sae.b_enc, b_enc), (sae.b_dec, b_dec), (sae.theta_param, np.log(theta))): p.copy_(torch.tensor(v))
+        for p, v in (
+            (sae.W_dec, W_dec),
+            (sae.W_enc, W_enc),
+            (sae.b_enc, b_enc),
+            (sae.b_dec, b_dec),
+            (sae.theta_param, np.log(theta)),
+        ):
+            p.copy_(torch.tensor(v))
     t = sparse_loss(sae, x)
     t['loss'].backward()
-    got = dict(loss=t['loss']) | {f'grad {k}': p.grad for k, p in (('W_dec', sae.W_dec), ('W_enc', sae.W_enc), ('b_enc', sae.b_enc), ('b_dec', sae.b_dec), ('log_threshold', sae.theta_param))}
+    got = dict(loss=t['loss']) | {
+        f'grad {k}': p.grad
+        for k, p in (
+            ('W_dec', sae.W_dec),
+            ('W_enc', sae.W_enc),
+            ('b_enc', sae.b_enc),
+            ('b_dec', sae.b_dec),
+            ('log_threshold', sae.theta_param),
+        )
+    }
     for k, v in got.items():
         row = GOLDEN['values'][k]
-        torch.testing.assert_close(v.detach().contiguous().ravel()[::row['every']], torch.tensor(row['value'], dtype=torch.float64), atol=GOLDEN['tolerance'], rtol=0)
+        torch.testing.assert_close(
+            v.detach().contiguous().ravel()[:: row['every']],
+            torch.tensor(row['value'], dtype=torch.float64),
+            atol=GOLDEN['tolerance'],
+            rtol=0,
+        )
 
 @pytest.mark.parametrize('estimator', ['ste', 'kde', 'input'])
 def test_a_screened_step_is_the_dense_one(estimator, monkeypatch):
     "The pairs are looked for in bfloat16: values, gradients and who fired stay as they are in float32"
     monkeypatch.setattr(Screen, 'pays', staticmethod(lambda x, n: True))
     for seed in range(6):
-        sae = make_sae(SAEConfig('jumprelu', 48, 700, theta_init=.55, bandwidth=.01, coef=.05, estimator=estimator), seed)
+        sae = make_sae(
+            SAEConfig('jumprelu', 48, 700, theta_init=0.55, bandwidth=0.01, coef=0.05, estimator=estimator), seed
+        )
         g = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             sae.b_enc += .02*torch.randn(700, generator=g)
@@ -134,14 +194,30 @@ def test_second_derivatives_are_refused():
 def trained(path, steps=60, dtype=torch.float64, **kw):
     "A run that begins with everything active and ends with a few"
     sae = make_sae(SAEConfig('jumprelu', 32, 256, **(dict(coef=.05, bandwidth=.05, theta_init=.02) | kw)), 1).to(dtype)
-    tr = Trainer({'s': sae}, SyntheticStream(n_true=128, seed=3), TrainConfig(256*steps, 256, lr=3e-3, threshold_lr=3e-2, lr_warmup=.05, sparsity_warmup=.1, dead_after=3000, log_every=1), path=path)
+    tr = Trainer(
+        {'s': sae},
+        SyntheticStream(n_true=128, seed=3),
+        TrainConfig(
+            256 * steps,
+            256,
+            lr=3e-3,
+            threshold_lr=3e-2,
+            lr_warmup=0.05,
+            sparsity_warmup=0.1,
+            dead_after=3000,
+            log_every=1,
+        ),
+        path=path,
+    )
     return train_saes(tr, progress=False)
 
 def test_a_run_that_switches_changes_nothing():
     dense, auto = trained('dense'), trained('auto')
-    assert [r[1] for r in auto.paths.log['s']] == ['dense', 'sparse'] and 0 < auto.paths.log['s'][1][0] < 60     # it did switch, on the way
+    # it did switch, on the way
+    assert [r[1] for r in auto.paths.log['s']] == ['dense', 'sparse'] and 0 < auto.paths.log['s'][1][0] < 60
     for r, q in zip(dense.history['s'], auto.history['s']): assert r[1] == pytest.approx(q[1], rel=1e-9)
-    for (n, p), q in zip(dense.saes['s'].named_parameters(), auto.saes['s'].parameters()): torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9, msg=n)
+    for (n, p), q in zip(dense.saes['s'].named_parameters(), auto.saes['s'].parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9, msg=n)
 
 @pytest.mark.parametrize('stop', [7, 33, 50])
 def test_a_run_that_switches_resumes_bit_for_bit(stop, tmp_path):
@@ -155,15 +231,19 @@ def test_a_run_that_switches_resumes_bit_for_bit(stop, tmp_path):
     for k, v in whole.tensors().items(): assert torch.equal(v, tr.tensors()[k]), k
 
 def test_moments_lie_as_the_optimiser_sees_their_weights(tmp_path):
-    "The fused optimiser walks weights, gradients and moments in memory order: all must have one layout, also after loading"
+    """The fused optimiser walks weights, gradients and moments in memory order: all must have one layout, also after
+    loading"""
     tr = trained('sparse', 5)
     tr.save(tmp_path)
-    again = Trainer({'s': make_sae(tr.saes['s'].cfg, 1).double()}, SyntheticStream(n_true=128, seed=3), tr.cfg, path='sparse')
+    again = Trainer(
+        {'s': make_sae(tr.saes['s'].cfg, 1).double()}, SyntheticStream(n_true=128, seed=3), tr.cfg, path='sparse'
+    )
     again.load(tmp_path)
     for t in (tr, again):
         (seen, p), = t.opts['s'].columns
         assert p is t.saes['s'].W_enc and seen.data_ptr() == p.data_ptr() and seen.is_contiguous()
-        for q, state in t.opts['s'].state.items(): assert all(v.is_contiguous() and v.shape == q.shape for v in state.values() if v.dim())
+        for q, state in t.opts['s'].state.items():
+            assert all(v.is_contiguous() and v.shape == q.shape for v in state.values() if v.dim())
 
 def test_sae_of_another_layout_trains_the_same():
     "Somebody else's W_enc, contiguous in its own shape"
@@ -187,21 +267,35 @@ def test_batchtopk_follows_its_threshold():
     assert b.threshold == was
 
 def test_choice_has_two_thresholds():
-    assert [choose_path(s, now) for s, now in ((.17, 'dense'), (.17, 'sparse'), (.2, 'sparse'), (.15, 'dense'))] == ['dense', 'sparse', 'dense', 'sparse']
+    assert [
+        choose_path(s, now) for s, now in ((0.17, 'dense'), (0.17, 'sparse'), (0.2, 'sparse'), (0.15, 'dense'))
+    ] == ['dense', 'sparse', 'dense', 'sparse']
 
 def test_kde_is_equation_15():
     "The gradient to θ of estimator='kde' against `expected_loss.kde_gradient`, on both sides of θ = ε/2"
     from jumprelu_sae.expected_loss import kde_gradient
     r = torch.Generator().manual_seed(2)
     for theta, eps in ((.3, .2), (.05, .4)):
-        sae = make_sae(SAEConfig('jumprelu', 6, 20, estimator='kde', bandwidth=eps, theta_init=theta, coef=.07, log_threshold=False), 3).double()
+        sae = make_sae(
+            SAEConfig(
+                'jumprelu', 6, 20, estimator='kde', bandwidth=eps, theta_init=theta, coef=0.07, log_threshold=False
+            ),
+            3,
+        ).double()
         sae.after_step()  # rows of norm 1 in float64, too: the estimator counts on it
         x = torch.randn(80, 6, generator=r, dtype=torch.float64)
         pre = sae.pre(x)
         for loss in (sae.loss, lambda x: sparse_loss(sae, x)):
             sae.zero_grad()
             loss(x)['loss'].backward()
-            torch.testing.assert_close(sae.theta_param.grad, kde_gradient(x, pre.detach(), sae.W_dec.detach(), sae.b_dec.detach(), sae.threshold.detach(), .07, eps), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(
+                sae.theta_param.grad,
+                kde_gradient(
+                    x, pre.detach(), sae.W_dec.detach(), sae.b_dec.detach(), sae.threshold.detach(), 0.07, eps
+                ),
+                rtol=1e-9,
+                atol=1e-12,
+            )
 
 def test_gaussian_stays_dense():
     sae, x, _ = case('jumprelu', 0, torch.float64, kernel='gaussian', start=None)
@@ -210,7 +304,10 @@ def test_gaussian_stays_dense():
 
 def test_the_matrix_of_pre_activations_never_exists():
     "With a block of a tenth, no tensor of the step is as large as batch x d_sae"
-    sae, x = make_sae(SAEConfig('jumprelu', 16, 4096, theta_init=3., bandwidth=.01)), torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
+    sae, x = (
+        make_sae(SAEConfig('jumprelu', 16, 4096, theta_init=3.0, bandwidth=0.01)),
+        torch.randn(256, 16, generator=torch.Generator().manual_seed(0)),
+    )
     from torch.utils._python_dispatch import TorchDispatchMode
     largest = 0
     class Watch(TorchDispatchMode):
@@ -226,15 +323,33 @@ def test_the_matrix_of_pre_activations_never_exists():
 @pytest.mark.parametrize('who', ['encoder product', 'ours, sparse', 'ours, dense, short recipe'])
 def test_benchmark_worker_takes_steps(who):
     "The worker of benchmarks/train_step.py at a toy size: it answers, and the occupancy is what was asked for"
-    cmd = [sys.executable, str(root/'benchmarks'/'worker.py'), '--who', who, '--d-in', '16', '--d-sae', '512', '--batch', '128', '--l0', '10', '--threads', '1']
-    out = subprocess.run(cmd, input='go\ngo\n', capture_output=True, text=True, timeout=120, check=True).stdout.splitlines()
+    cmd = [
+        sys.executable,
+        str(root / 'benchmarks' / 'worker.py'),
+        '--who',
+        who,
+        '--d-in',
+        '16',
+        '--d-sae',
+        '512',
+        '--batch',
+        '128',
+        '--l0',
+        '10',
+        '--threads',
+        '1',
+    ]
+    out = subprocess.run(
+        cmd, input='go\ngo\n', capture_output=True, text=True, timeout=120, check=True
+    ).stdout.splitlines()
     first, *steps = map(json.loads, out)
     assert abs(first['l0'] - 10) < .5 and abs(first['window'] - 10) < .5
     assert len(steps) == 2 and all(s['seconds'] > 0 and s['peak'] > 0 for s in steps)
 
 
 def test_batchtopk_with_nobody_positive():
-    "A batch in which no pre-activation is positive gives the sparse step an empty support: the threshold stays, nothing breaks"
+    """A batch in which no pre-activation is positive gives the sparse step an empty support: the threshold stays,
+    nothing breaks"""
     sae = make_sae(SAEConfig('batchtopk', 8, 16, k=2), 0).train()
     with torch.no_grad(): sae.b_enc.fill_(-100.)
     before = sae.threshold.clone()

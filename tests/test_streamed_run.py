@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest, torch
 from jumprelu_sae import experiment
 from jumprelu_sae.core import Settings, UserError, read_json
-from jumprelu_sae.experiment import (Stages, SweepTrainer, decided_store, get_activations, in_checkpoint, jobs, new_trainer,
-    passes_of, run_experiment)
+from jumprelu_sae.experiment import (
+    Stages,
+    SweepTrainer,
+    decided_store,
+    get_activations,
+    in_checkpoint,
+    jobs,
+    new_trainer,
+    passes_of,
+    run_experiment,
+)
 from jumprelu_sae.presets import PRESETS
 from jumprelu_sae.sae import load_sae
 from jumprelu_sae.train import Trainer

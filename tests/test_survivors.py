@@ -117,7 +117,10 @@ def step_by_hand(sae, states, x, step, cfg, silent):
     with torch.no_grad():
         for name, p in sae.named_parameters():
             m, v = states.setdefault(name, [torch.zeros_like(p), torch.zeros_like(p)])
-            states[name] = m, v = cfg.beta1*m + (1 - cfg.beta1)*grads[name], cfg.beta2*v + (1 - cfg.beta2)*grads[name]**2
+            states[name] = m, v = (
+                cfg.beta1 * m + (1 - cfg.beta1) * grads[name],
+                cfg.beta2 * v + (1 - cfg.beta2) * grads[name] ** 2,
+            )
             rate = cfg.threshold_lr if name == 'theta_param' else cfg.lr
             hat_m, hat_v = m/(1 - cfg.beta1**(step + 1)), v/(1 - cfg.beta2**(step + 1))
             p -= rate*lr_factor(step, cfg)*hat_m/(hat_v.sqrt() + cfg.eps)

@@ -22,7 +22,8 @@ def exported(tmp_path_factory):
         if (root/f).exists(): shutil.copy(root/f, d)
     shutil.copytree(root/'nbs', d/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     (d/lib).mkdir()
-    for f in ('__init__.py', '__main__.py'): shutil.copy(root/lib/f, d/lib)  # written by hand; nbdev only keeps a version in the first
+    for f in ('__init__.py', '__main__.py'):
+        shutil.copy(root / lib / f, d / lib)  # written by hand; nbdev only keeps a version in the first
     subprocess.run([Path(sys.executable).parent/'nbdev-export'], cwd=d, check=True)
     return _py(d/lib)
 
@@ -36,7 +37,9 @@ def test_library_is_what_notebooks_export(exported, mod):
 def test_notebook_is_clean(nb):
     txt = nb.read_text(encoding='utf-8')
     d = loads(txt)
-    clean_nb(d, cfg.clear_all, allowed_cell_metadata_keys=cfg.get('allowed_cell_metadata_keys'), clean_ids=cfg.clean_ids)
+    clean_nb(
+        d, cfg.clear_all, allowed_cell_metadata_keys=cfg.get('allowed_cell_metadata_keys'), clean_ids=cfg.clean_ids
+    )
     assert nb2str(d) == txt, f'run nbdev-clean --fname {nb}'
 
 @pytest.mark.parametrize('nb', nbs, ids=lambda p: p.stem)

@@ -3,12 +3,22 @@ import json, os, random, subprocess, sys
 import pytest, torch
 from jumprelu_sae.core import UserError
 from jumprelu_sae import text as T
-from jumprelu_sae.text import ByteTokenizer, Document, TokenRows, Tokens, corpus_identity, generated_corpus, hub_corpus, iter_corpus
+from jumprelu_sae.text import (
+    ByteTokenizer,
+    Document,
+    TokenRows,
+    Tokens,
+    corpus_identity,
+    generated_corpus,
+    hub_corpus,
+    iter_corpus,
+)
 from jumprelu_sae.text import load_corpus, pack, pin_corpus, side_of, split_documents, worker_of
 
 tok = ByteTokenizer()
 
-def random_docs(r, n): return [Document(f'd{i}', ''.join(r.choice('abc é\n') for _ in range(r.randint(1, 90)))) for i in range(n)]
+def random_docs(r, n):
+    return [Document(f'd{i}', ''.join(r.choice('abc é\n') for _ in range(r.randint(1, 90)))) for i in range(n)]
 
 @pytest.mark.parametrize('seed', range(20))
 def test_pack_loses_nothing(seed):
@@ -41,9 +51,21 @@ def test_tokenizers_without_bos_or_pad():
 def test_split_is_the_same_everywhere():
     "A fixed answer: a change of the rule would move documents between training and test of everybody's results"
     parts = split_documents(generated_corpus(60))
-    assert {k: [int(d.id.split('-')[1]) for d in parts[k]] for k in ('val', 'test')} == {'val': [1, 10, 11, 12, 17, 29, 48, 49], 'test': [23, 24, 37, 39, 54, 59]}
+    assert {k: [int(d.id.split('-')[1]) for d in parts[k]] for k in ('val', 'test')} == {
+        'val': [1, 10, 11, 12, 17, 29, 48, 49],
+        'test': [23, 24, 37, 39, 54, 59],
+    }
     code = 'from jumprelu_sae.text import *; print([d.id for d in split_documents(generated_corpus(60))["test"]])'
-    runs = {subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={'PYTHONHASHSEED': s, 'PYTHONPATH': ':'.join(sys.path)}, check=True).stdout for s in '12'}
+    runs = {
+        subprocess.run(
+            [sys.executable, '-c', code],
+            capture_output=True,
+            text=True,
+            env={'PYTHONHASHSEED': s, 'PYTHONPATH': ':'.join(sys.path)},
+            check=True,
+        ).stdout
+        for s in '12'
+    }
     assert len(runs) == 1
 
 def test_shares_come_out_on_average():
@@ -113,7 +135,10 @@ def test_hub_stream_is_never_held(monkeypatch):
     blocks = [next(run).sha for _ in range(5)]
     again = TokenRows(lambda skip: iter_corpus('hf:org/data', skip=skip), tok, 16, 2)
     assert [next(again).sha for _ in range(3)] == blocks[:3]
-    state, other = json.loads(json.dumps(again.state_dict())), TokenRows(lambda skip: iter_corpus('hf:org/data', skip=skip), tok, 16, 2)
+    state, other = (
+        json.loads(json.dumps(again.state_dict())),
+        TokenRows(lambda skip: iter_corpus('hf:org/data', skip=skip), tok, 16, 2),
+    )
     other.load_state_dict(state)
     assert [next(other).sha for _ in range(2)] == blocks[3:]
 
@@ -121,9 +146,14 @@ def test_pin_asks_for_the_revision_named(monkeypatch):
     import huggingface_hub
     asked = []
     class Api:
-        def dataset_info(self, repo, revision=None): asked.append((repo, revision)); return type('Info', (), dict(sha='c'*40))
+        def dataset_info(self, repo, revision=None):
+            asked.append((repo, revision))
+            return type('Info', (), dict(sha='c' * 40))
     monkeypatch.setattr(huggingface_hub, 'HfApi', Api)
-    assert pin_corpus('hf:org/data@v2:small:train') == f"hf:org/data@{'c'*40}:small:train" and pin_corpus('hf:org/data') == f"hf:org/data@{'c'*40}"
+    assert (
+        pin_corpus('hf:org/data@v2:small:train') == f"hf:org/data@{'c' * 40}:small:train"
+        and pin_corpus('hf:org/data') == f"hf:org/data@{'c' * 40}"
+    )
     assert asked == [('org/data', 'v2'), ('org/data', None)]
 
 def test_line_separators_inside_a_document(tmp_path):
@@ -137,19 +167,36 @@ def test_folder_of_all_kinds(tmp_path):
     (tmp_path/'a.txt').write_text('one')
     (tmp_path/'sub'/'c.txt').write_text('four')
     docs = load_corpus(tmp_path)
-    assert [(d.id, d.text) for d in docs] == [('a.txt', 'one'), ('b-1', 'two'), ('b-2', 'three'), ('sub/c.txt', 'four')] and docs[2].meta == dict(year=2)
+    assert [(d.id, d.text) for d in docs] == [
+        ('a.txt', 'one'),
+        ('b-1', 'two'),
+        ('b-2', 'three'),
+        ('sub/c.txt', 'four'),
+    ] and docs[2].meta == dict(year=2)
 
 @pytest.mark.parametrize('seed', range(12))
 def test_rows_of_a_stream_are_those_of_pack(seed):
     "Any documents, lengths and blocks; with and without BOS; resumed after a random block"
     r = random.Random(seed)
     class Bare(ByteTokenizer): bos_token_id = None
-    docs, seq, rows, t = random_docs(r, r.randint(1, 12)), r.randint(2, 40), r.randint(1, 9), Bare() if seed % 3 == 0 else tok
+
+    docs, seq, rows, t = (
+        random_docs(r, r.randint(1, 12)),
+        r.randint(2, 40),
+        r.randint(1, 9),
+        Bare() if seed % 3 == 0 else tok,
+    )
     want, make = pack(docs, t, seq), lambda: TokenRows(docs, t, seq, rows, part=None, repeat=False)
     got = list(make())
     ids, mask = (torch.cat([getattr(b, k) for b in got]) for k in ('ids', 'mask'))
-    assert torch.equal(ids[:len(want)], want.ids) and torch.equal(mask[:len(want)], want.mask) and not mask[len(want):].any()
-    assert [b.doc_ids[i] for b in got for i in b.doc[b.mask].tolist()] == [want.doc_ids[i] for i in want.doc[want.mask].tolist()]
+    assert (
+        torch.equal(ids[: len(want)], want.ids)
+        and torch.equal(mask[: len(want)], want.mask)
+        and not mask[len(want) :].any()
+    )
+    assert [b.doc_ids[i] for b in got for i in b.doc[b.mask].tolist()] == [
+        want.doc_ids[i] for i in want.doc[want.mask].tolist()
+    ]
     assert len(got) == -(-len(want)//rows) and all(len(set(b.doc_ids)) == len(b.doc_ids) for b in got)
     run, k = make(), r.randint(0, len(got))
     for _ in range(k): next(run)
@@ -159,8 +206,16 @@ def test_rows_of_a_stream_are_those_of_pack(seed):
 @pytest.mark.parametrize('n', [1, 2, 3, 8])
 def test_each_document_is_read_once_by_one_worker(n):
     docs = [Document(f'd{i}', f'text {i} '*3) for i in range(400)]
-    for repeat_of in (docs, docs[::-1]):   # whatever the order
-        read = {(p, w): [o for b in TokenRows(repeat_of, tok, 64, 4, p, worker=(w, n), repeat=False) for o in {b.doc_ids[i] for i in b.doc[b.mask].tolist()}] for p in ('train', 'val', 'test') for w in range(n)}
+    for repeat_of in (docs, docs[::-1]):  # whatever the order
+        read = {
+            (p, w): [
+                o
+                for b in TokenRows(repeat_of, tok, 64, 4, p, worker=(w, n), repeat=False)
+                for o in {b.doc_ids[i] for i in b.doc[b.mask].tolist()}
+            ]
+            for p in ('train', 'val', 'test')
+            for w in range(n)
+        }
         assert {o for v in read.values() for o in v} == {d.id for d in docs}
         assert sum(len(set(v)) for v in read.values()) == 400
         assert all(worker_of(d, n) == w and side_of(d) == p for (p, w), v in read.items() for d in docs if d.id in v)
@@ -171,11 +226,19 @@ def test_who_reads_is_the_same_everywhere():
     "Fixed answers: after a change of the rule, workers of two versions would read a document twice or never"
     docs = generated_corpus(12)
     assert [worker_of(d, 3) for d in docs] == [2, 2, 0, 0, 2, 1, 0, 0, 2, 0, 1, 1]
-    assert [worker_of(d, 3, 'salt') for d in docs] != [worker_of(d, 3) for d in docs] and [side_of(d) for d in docs] == ['train', 'val'] + ['train']*8 + ['val', 'val']
+    assert [worker_of(d, 3, 'salt') for d in docs] != [worker_of(d, 3) for d in docs] and [
+        side_of(d) for d in docs
+    ] == ['train', 'val'] + ['train'] * 8 + ['val', 'val']
 
 def test_passes_repeat_and_a_share_without_documents_is_told():
     run = TokenRows([Document('a', 'abc'), Document('b', 'de')], tok, 4, 2, part=None)
-    assert [tok.decode(next(run).ids[:,1:].flatten().tolist()) for _ in range(5)] == ['abcdea', 'bcdeab', 'cdeabc', 'deabcd', 'eabcde']
+    assert [tok.decode(next(run).ids[:, 1:].flatten().tolist()) for _ in range(5)] == [
+        'abcdea',
+        'bcdeab',
+        'cdeabc',
+        'deabcd',
+        'eabcde',
+    ]
     alone = Document('a', 'abc')
     empty = TokenRows([alone], tok, 4, part=None, worker=(1-worker_of(alone, 2), 2))
     with pytest.raises(UserError, match='none of 1 documents is for worker'): next(empty)
@@ -186,8 +249,19 @@ def test_a_state_under_other_rules_is_refused():
     state = TokenRows(docs, tok, 16).state_dict()
     class Other(ByteTokenizer):
         def encode(self, text, add_special_tokens=False): return super().encode(text.swapcase())
-    for t, k in ((tok, dict(seq_len=17)), (tok, dict(part='val')), (tok, dict(val=.2)), (tok, dict(test=.2)), (tok, dict(salt='x')), (tok, dict(worker=(1, 2))), (tok, dict(repeat=False)), (Other(), {})):
-        with pytest.raises(UserError, match='another stream'): TokenRows(docs, t, **(dict(seq_len=16) | k)).load_state_dict(state)
+
+    for t, k in (
+        (tok, dict(seq_len=17)),
+        (tok, dict(part='val')),
+        (tok, dict(val=0.2)),
+        (tok, dict(test=0.2)),
+        (tok, dict(salt='x')),
+        (tok, dict(worker=(1, 2))),
+        (tok, dict(repeat=False)),
+        (Other(), {}),
+    ):
+        with pytest.raises(UserError, match='another stream'):
+            TokenRows(docs, t, **(dict(seq_len=16) | k)).load_state_dict(state)
     TokenRows(docs, tok, 16, rows=3).load_state_dict(state)
 
 def test_embedded_corpus():
@@ -237,46 +311,64 @@ def no_right(p):
         m.setattr(os, 'scandir', scandir)
         return load_corpus(p)
 
-@pytest.mark.parametrize('make,match', [
-    (lambda p: written(p, 'x.jsonl', b'{"text": "ab\\ud83d"}'), r"x.jsonl, line 1: the text holds half a character \('\\ud83d' at position 2\)"),
-    (lambda p: written(p, 'x.jsonl', b'{"text": "ab", "id": "\\udc00"}'), 'line 1: the id holds half a character'),
-    (lambda p: written(p, 'x.jsonl', b'{"text": null}'), 'line 1: want a string as text, got nothing'),
-    (lambda p: written(p, 'x.jsonl', b'[' * 100_000), 'line 1: want a JSON object'),
-    (lambda p: written(p, 'x.json', b'[]'), r'a .json file is not read: write one object a line'),
-    (lambda p: written(p, 'x.CSV', b'text'), r'a .csv file is not read: save it as .parquet or .jsonl'),
-    (lambda p: written(p, 'x.jsonl.gz', b''), 'unpack it first'),
-    (lambda p: written(p, 'x.txt', b'a\x00b'), 'is not plain text'),
-    (lambda p: (written(p, 'x.txt', b'a'), (p/'x.txt').rename(p/'x.csv'), load_corpus(p)), 'of its .csv files: save it as'),
-    (lambda p: load_corpus(['a\ud83d']), 'text 0 of the list: the text holds half a character'),
-    (lambda p: load_corpus([Document('a', 'b'), Document('c', '\udc00')]), 'document 1 of the list'),
-    (lambda p: load_corpus(['a', b'b']), 'text 1 of the list: want a string as text, got bytes'),
-    (lambda p: load_corpus({'a': 'b'}), 'dict is no corpus'),
-    (lambda p: load_corpus(None), 'NoneType is no corpus'),
-    (lambda p: load_corpus(''), "'.' is this folder"),
-    (lambda p: load_corpus([]), 'is empty'),
-    (lambda p: load_corpus(['', ' \n']), 'is empty'),
-    (lambda p: load_corpus('a'*5000), 'too long.*a text goes in a list'),
-    (lambda p: load_corpus('a\0b'), 'no corpus'),
-    (lambda p: load_corpus(p/'x.txt'/'y.txt'), 'no such corpus'),
-    (lambda p: (written(p, 'f.txt', b'a'), load_corpus(p/'f.txt'/'y.txt')), 'no such corpus'),
-    (lambda p: load_corpus(p, n_docs=3), 'takes no n_docs'),
-    (lambda p: load_corpus('hf:'), 'names no data set'),
-    (fifo, 'x.txt is not a file'),
-    (link, 'x.txt is a link that leads nowhere'),
-    (lambda p: no_right(p), 'cannot read the folder .*closed'),
-])
+@pytest.mark.parametrize(
+    'make,match',
+    [
+        (
+            lambda p: written(p, 'x.jsonl', b'{"text": "ab\\ud83d"}'),
+            r"x.jsonl, line 1: the text holds half a character \('\\ud83d' at position 2\)",
+        ),
+        (lambda p: written(p, 'x.jsonl', b'{"text": "ab", "id": "\\udc00"}'), 'line 1: the id holds half a character'),
+        (lambda p: written(p, 'x.jsonl', b'{"text": null}'), 'line 1: want a string as text, got nothing'),
+        (lambda p: written(p, 'x.jsonl', b'[' * 100_000), 'line 1: want a JSON object'),
+        (lambda p: written(p, 'x.json', b'[]'), r'a .json file is not read: write one object a line'),
+        (lambda p: written(p, 'x.CSV', b'text'), r'a .csv file is not read: save it as .parquet or .jsonl'),
+        (lambda p: written(p, 'x.jsonl.gz', b''), 'unpack it first'),
+        (lambda p: written(p, 'x.txt', b'a\x00b'), 'is not plain text'),
+        (
+            lambda p: (written(p, 'x.txt', b'a'), (p / 'x.txt').rename(p / 'x.csv'), load_corpus(p)),
+            'of its .csv files: save it as',
+        ),
+        (lambda p: load_corpus(['a\ud83d']), 'text 0 of the list: the text holds half a character'),
+        (lambda p: load_corpus([Document('a', 'b'), Document('c', '\udc00')]), 'document 1 of the list'),
+        (lambda p: load_corpus(['a', b'b']), 'text 1 of the list: want a string as text, got bytes'),
+        (lambda p: load_corpus({'a': 'b'}), 'dict is no corpus'),
+        (lambda p: load_corpus(None), 'NoneType is no corpus'),
+        (lambda p: load_corpus(''), "'.' is this folder"),
+        (lambda p: load_corpus([]), 'is empty'),
+        (lambda p: load_corpus(['', ' \n']), 'is empty'),
+        (lambda p: load_corpus('a' * 5000), 'too long.*a text goes in a list'),
+        (lambda p: load_corpus('a\0b'), 'no corpus'),
+        (lambda p: load_corpus(p / 'x.txt' / 'y.txt'), 'no such corpus'),
+        (lambda p: (written(p, 'f.txt', b'a'), load_corpus(p / 'f.txt' / 'y.txt')), 'no such corpus'),
+        (lambda p: load_corpus(p, n_docs=3), 'takes no n_docs'),
+        (lambda p: load_corpus('hf:'), 'names no data set'),
+        (fifo, 'x.txt is not a file'),
+        (link, 'x.txt is a link that leads nowhere'),
+        (lambda p: no_right(p), 'cannot read the folder .*closed'),
+    ],
+)
 def test_corpora_that_cannot_be_read_are_one_line(make, match, tmp_path):
     with pytest.raises(UserError, match=match) as e: make(tmp_path)
     assert '\n' not in str(e.value) and len(str(e.value)) < 600
 
-@pytest.mark.parametrize('error,match', [
-    (ValueError('Compression type zstd not supported'), 'pip install zstandard'),
-    (ImportError('No module named zstandard'), 'pip install zstandard'),
-    (type('DatasetNotFoundError', (FileNotFoundError,), {})("Dataset 'org/data' doesn't exist on the Hub"), 'there is no data set'),
-    (type('DatasetNotFoundError', (FileNotFoundError,), {})("Dataset 'org/data' is a gated dataset on the Hub."), 'is gated: accept its terms'),
-    (ValueError("BuilderConfig 'x' not found. Available: ['a', 'b']"), "name one as hf:org/data:config:split"),
-    (ConnectionError('no route'), 'check the name and the network'),
-])
+@pytest.mark.parametrize(
+    'error,match',
+    [
+        (ValueError('Compression type zstd not supported'), 'pip install zstandard'),
+        (ImportError('No module named zstandard'), 'pip install zstandard'),
+        (
+            type('DatasetNotFoundError', (FileNotFoundError,), {})("Dataset 'org/data' doesn't exist on the Hub"),
+            'there is no data set',
+        ),
+        (
+            type('DatasetNotFoundError', (FileNotFoundError,), {})("Dataset 'org/data' is a gated dataset on the Hub."),
+            'is gated: accept its terms',
+        ),
+        (ValueError("BuilderConfig 'x' not found. Available: ['a', 'b']"), "name one as hf:org/data:config:split"),
+        (ConnectionError('no route'), 'check the name and the network'),
+    ],
+)
 def test_errors_of_the_hub(monkeypatch, error, match):
     import datasets
     def load(*a, **k): raise error
@@ -300,8 +392,17 @@ def test_corpus_identity():
     "The texts in their order, whatever they are called and wherever they lie; nothing less"
     docs = generated_corpus(5)
     a = corpus_identity(docs, 'generated')
-    assert a == corpus_identity([Document(f'x{i}', d.text) for i, d in enumerate(docs)], 'generated') and a['name'] == 'generated'
-    others = [docs[::-1], docs[:-1], docs + docs[:1], [Document(d.id, d.text + ' ') for d in docs], docs[:3] + [Document('j', docs[3].text + docs[4].text)]]
+    assert (
+        a == corpus_identity([Document(f'x{i}', d.text) for i, d in enumerate(docs)], 'generated')
+        and a['name'] == 'generated'
+    )
+    others = [
+        docs[::-1],
+        docs[:-1],
+        docs + docs[:1],
+        [Document(d.id, d.text + ' ') for d in docs],
+        docs[:3] + [Document('j', docs[3].text + docs[4].text)],
+    ]
     assert len({corpus_identity(o, 'generated')['sha256'] for o in (docs, *others)}) == 6
     assert corpus_identity(docs, '/a/b/notes')['name'] == corpus_identity(docs, 'notes')['name'] == 'notes'
     assert corpus_identity(docs, 'hf:org/data@abc')['name'] == 'hf:org/data@abc'

@@ -55,7 +55,8 @@ def test_the_schedules_are_those_of_the_step():
     rows = []
     cfg = plan_sae('topk', 32, 2048, 64, l0=4, batch=128).train
     train_sae('topk', acts, track=lambda *a: rows.append(a), **RUN)
-    assert rows[0][1]['lr'] < cfg.lr*.11 and rows[0][1]['sparsity_warmup'] == 0  # the first step's, and not the second's
+    # the first step's, and not the second's
+    assert rows[0][1]['lr'] < cfg.lr * 0.11 and rows[0][1]['sparsity_warmup'] == 0
     assert [v['lr'] for _, v in rows] == [cfg.lr*lr_factor(i, cfg) for i in range(16)]
     assert [v['sparsity_warmup'] for _, v in rows] == [sparsity_factor(i, cfg) for i in range(16)]
 

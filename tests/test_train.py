@@ -1,4 +1,5 @@
-"Training: settings, identity, checkpoints that are compared before they are loaded, streams that break, what a subclass says, recipes and plans"
+"""Training: settings, identity, checkpoints that are compared before they are loaded, streams that break, what a
+subclass says, recipes and plans"""
 import copy, json, logging, math, os, signal, subprocess, sys, threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,7 +8,24 @@ from jumprelu_sae import train as module
 from jumprelu_sae.core import Scaler, Settings, SyntheticStream, TensorStream, UserError, read_json, write_json
 from jumprelu_sae.recipe import PAPER, SHORT, plan_sae, train_plans, train_sae
 from jumprelu_sae.sae import ARCHITECTURES, JumpReLUSAE, ReLUSAE, SAEConfig, TopKSAE, make_sae, own_settings
-from jumprelu_sae.train import CheckpointRefused, Paths, Progress, TrainConfig, Trainer, Windows, adam_state, lr_factor, make_adam, sae_facts, sole_writer, sparsity_factor, start_marks, train_key, train_saes, train_step
+from jumprelu_sae.train import (
+    CheckpointRefused,
+    Paths,
+    Progress,
+    TrainConfig,
+    Trainer,
+    Windows,
+    adam_state,
+    lr_factor,
+    make_adam,
+    sae_facts,
+    sole_writer,
+    sparsity_factor,
+    start_marks,
+    train_key,
+    train_saes,
+    train_step,
+)
 
 RUN = dict(batch=64, lr=5e-3, lr_warmup=.1, sparsity_warmup=.2, lr_decay=.2, dead_after=300)
 OWN = dict(k=4, coef=.05, bandwidth=.1, theta_init=.1, aux_coef=1/32)
@@ -18,9 +36,17 @@ def one_thread():
 
 def config(arch, **kw): return SAEConfig(arch, 32, 64, **own_settings(arch, OWN | kw))
 def trainer(names=tuple(ARCHITECTURES), seed=1, stream=None, path='auto', n=20, **kw):
-    return Trainer({a: make_sae(config(a), seed) for a in names}, stream or SyntheticStream(batch=64, seed=5), TrainConfig(64*n, **(RUN | kw)), path=path)
+    return Trainer(
+        {a: make_sae(config(a), seed) for a in names},
+        stream or SyntheticStream(batch=64, seed=5),
+        TrainConfig(64 * n, **(RUN | kw)),
+        path=path,
+    )
 def quietly(tr, folder=None, **kw): return train_saes(tr, folder, progress=False, **kw)
-def same(a, b): assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items()), [k for k in a if not torch.equal(a[k], b[k])]
+def same(a, b):
+    assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items()), [
+        k for k in a if not torch.equal(a[k], b[k])
+    ]
 def stop_at(n):
     def f(tr): tr.stop = tr.step == n
     return f
@@ -35,9 +61,15 @@ def stopped(tmp_path):
 
 # settings
 
-BAD = [dict(n_tokens=v) for v in (0, -5, 63, 1e4, '640', None, True)] + [dict(batch=v) for v in (0, -1, 2.5, None, math.nan)] + \
-    [{k: v} for k in ('lr', 'eps', 'threshold_lr') for v in (0, -1e-3, math.nan, math.inf, '1e-3', True)] + [{k: v} for k in ('beta1', 'beta2', 'lr_decay') for v in (1, 1.5, -.1, math.nan, None)] + \
-    [{k: v} for k in ('lr_warmup', 'sparsity_warmup', 'start') for v in (-1, 21, math.inf, math.nan, 'all', None)] + [dict(start=20)] + [{k: v} for k in ('dead_after', 'log_every') for v in (0, -1, 1.5, math.inf)]
+BAD = (
+    [dict(n_tokens=v) for v in (0, -5, 63, 1e4, '640', None, True)]
+    + [dict(batch=v) for v in (0, -1, 2.5, None, math.nan)]
+    + [{k: v} for k in ('lr', 'eps', 'threshold_lr') for v in (0, -1e-3, math.nan, math.inf, '1e-3', True)]
+    + [{k: v} for k in ('beta1', 'beta2', 'lr_decay') for v in (1, 1.5, -0.1, math.nan, None)]
+    + [{k: v} for k in ('lr_warmup', 'sparsity_warmup', 'start') for v in (-1, 21, math.inf, math.nan, 'all', None)]
+    + [dict(start=20)]
+    + [{k: v} for k in ('dead_after', 'log_every') for v in (0, -1, 1.5, math.inf)]
+)
 
 @pytest.mark.parametrize('bad', BAD, ids=str)
 def test_settings_are_refused(bad):
@@ -75,7 +107,8 @@ def test_everything_comes_from_the_file(stopped, whole):
     same(quietly(tr, stopped).tensors(), whole.tensors())
 
 def test_goes_back(whole):
-    "A trainer that is ahead of a checkpoint goes back to it, moments and all, also to one from before a parameter had moments"
+    """A trainer that is ahead of a checkpoint goes back to it, moments and all, also to one from before a parameter had
+    moments"""
     import tempfile
     with tempfile.TemporaryDirectory() as d:
         tr = trainer()
@@ -86,7 +119,12 @@ def test_goes_back(whole):
         same(quietly(tr).tensors(), whole.tensors())
 
 def test_names_with_slashes(tmp_path):
-    def named(): return Trainer({n: make_sae(config('relu'), i) for i, n in enumerate(('a', 'a/sae', 'a%2Fsae', 'b/adam/0', '../x'))}, SyntheticStream(batch=64), TrainConfig(64*8, **RUN))
+    def named():
+        return Trainer(
+            {n: make_sae(config('relu'), i) for i, n in enumerate(('a', 'a/sae', 'a%2Fsae', 'b/adam/0', '../x'))},
+            SyntheticStream(batch=64),
+            TrainConfig(64 * 8, **RUN),
+        )
     with pytest.raises(KeyboardInterrupt): quietly(named(), tmp_path, after_step=stop_at(3))
     same(quietly(named(), tmp_path).tensors(), quietly(named()).tensors())
 
@@ -111,35 +149,71 @@ def half():
     tr = trainer()
     return Trainer({n: s.bfloat16() for n, s in tr.saes.items()}, tr.stream, tr.cfg)
 x = torch.randn(500, 32, generator=torch.Generator().manual_seed(0))
-OTHER = dict(data_seed=(lambda: trainer(stream=SyntheticStream(batch=64, seed=6)), 'data.seed: 5 in the checkpoint, 6 now'), corpus=(lambda: trainer(stream=TensorStream(x, 64)), 'data.stream'),
-    tokens=(lambda: trainer(n=21), 'train.n_tokens: 1280 in the checkpoint, 1344 '
-        'now'), lr=(lambda: trainer(lr=4e-3), 'train.lr'), path=(lambda: trainer(path='dense'), 'path'), seed=(lambda: trainer(seed=2), 'seeds.relu: 1'),
-    saes=(lambda: trainer(('relu', 'topk')), 'saes.gated'), cls=(other_class, 'saes.relu.of.name'), start=(other_start, 'saes.topk.start.W_enc'), loss=(other_loss, 'saes.relu.of.own'), dtype=(half, 'saes.relu.dtype'))
+OTHER = dict(
+    data_seed=(lambda: trainer(stream=SyntheticStream(batch=64, seed=6)), 'data.seed: 5 in the checkpoint, 6 now'),
+    corpus=(lambda: trainer(stream=TensorStream(x, 64)), 'data.stream'),
+    tokens=(lambda: trainer(n=21), 'train.n_tokens: 1280 in the checkpoint, 1344 now'),
+    lr=(lambda: trainer(lr=4e-3), 'train.lr'),
+    path=(lambda: trainer(path='dense'), 'path'),
+    seed=(lambda: trainer(seed=2), 'seeds.relu: 1'),
+    saes=(lambda: trainer(('relu', 'topk')), 'saes.gated'),
+    cls=(other_class, 'saes.relu.of.name'),
+    start=(other_start, 'saes.topk.start.W_enc'),
+    loss=(other_loss, 'saes.relu.of.own'),
+    dtype=(half, 'saes.relu.dtype'),
+)
 
 @pytest.mark.parametrize('what', OTHER)
 def test_another_run_is_refused_and_unchanged(stopped, what):
     make, says = OTHER[what]
     tr = make()
-    was, stream, files = copy.deepcopy(tr.tensors()), copy.deepcopy(tr.stream.state_dict()), sorted(p.read_bytes() for p in stopped.iterdir())
+    was, stream, files = (
+        copy.deepcopy(tr.tensors()),
+        copy.deepcopy(tr.stream.state_dict()),
+        sorted(p.read_bytes() for p in stopped.iterdir()),
+    )
     for f in (lambda: quietly(tr, stopped), lambda: tr.load(stopped)):
         with pytest.raises(CheckpointRefused) as e: f()
         assert '\n' not in str(e.value) and str(stopped) in str(e.value) and 'delete it' in str(e.value)
-    assert any(says in d for d in module.differences(read_json(stopped/'checkpoint.json')['identity'], tr.identity(), ('in the checkpoint', 'now')))
+    assert any(
+        says in d
+        for d in module.differences(
+            read_json(stopped / 'checkpoint.json')['identity'], tr.identity(), ('in the checkpoint', 'now')
+        )
+    )
     same(tr.tensors(), was)
-    assert tr.stream.state_dict() == stream and tr.step == 0 and files == sorted(p.read_bytes() for p in stopped.iterdir())
+    assert (
+        tr.stream.state_dict() == stream and tr.step == 0 and files == sorted(p.read_bytes() for p in stopped.iterdir())
+    )
 
 def test_two_scalers_are_two_runs(tmp_path):
     def scaled(scale): return trainer(stream=TensorStream(x, 64, scaler=Scaler(torch.zeros(32), scale)))
     with pytest.raises(KeyboardInterrupt): quietly(scaled(5.), tmp_path, after_step=stop_at(3))
     with pytest.raises(CheckpointRefused, match='data.scaler'): quietly(scaled(6.), tmp_path)
 
-DAMAGE = [dict(format=2), dict(file='../elsewhere'), dict(file=None), dict(sha256='0'*64), dict(sha256=3), dict(step=-1), dict(step=21), dict(step='7'), dict(history={}), dict(history=[]), dict(paths={}), dict(paths=dict(now={}, log={})),
-          dict(stream={}), dict(stream=[]), dict(stream=dict(identity={}))]
+DAMAGE = [
+    dict(format=2),
+    dict(file='../elsewhere'),
+    dict(file=None),
+    dict(sha256='0' * 64),
+    dict(sha256=3),
+    dict(step=-1),
+    dict(step=21),
+    dict(step='7'),
+    dict(history={}),
+    dict(history=[]),
+    dict(paths={}),
+    dict(paths=dict(now={}, log={})),
+    dict(stream={}),
+    dict(stream=[]),
+    dict(stream=dict(identity={})),
+]
 
 @pytest.mark.parametrize('damage', DAMAGE, ids=str)
 def test_damaged_checkpoint(stopped, damage):
     d = read_json(stopped/'checkpoint.json')
-    if damage.get('stream') == dict(identity={}): damage = dict(stream=dict(identity=d['stream']['identity']))   # a place that says whose it is, but not where
+    if damage.get('stream') == dict(identity={}):
+        damage = dict(stream=dict(identity=d['stream']['identity']))  # a place that says whose it is, but not where
     write_json(stopped/'checkpoint.json', d | damage)
     tr = trainer()
     was = copy.deepcopy(tr.tensors())
@@ -175,7 +249,7 @@ def test_damaged_tensors(stopped):
 def test_sole_writer(tmp_path):
     with sole_writer(tmp_path/'a'):
         with pytest.raises(UserError, match='another run is writing'): quietly(trainer(), tmp_path/'a')
-    code = f"import sys; from jumprelu_sae.train import sole_writer\nwith sole_writer({str(tmp_path/'b')!r}): print('in', flush=True); sys.stdin.read()"
+    code = f"import sys; from jumprelu_sae.train import sole_writer\nwith sole_writer({str(tmp_path / 'b')!r}): print('in', flush=True); sys.stdin.read()"
     p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline() == 'in\n'
@@ -205,7 +279,16 @@ class Breaks(SyntheticStream):
         if self.step == 12 and self.error is not None: raise self.error
         return x
 
-@pytest.mark.parametrize('error,says', [(OSError('no such disk'), 'failed at batch 11 .OSError: no such disk'), (StopIteration(), 'ended after 11 of 20 steps.*ask for 704 tokens'), (KeyError('epoch'), "KeyError"), (UserError('the corpus ended'), 'the corpus ended')], ids=lambda v: str(type(v).__name__))
+@pytest.mark.parametrize(
+    'error,says',
+    [
+        (OSError('no such disk'), 'failed at batch 11 .OSError: no such disk'),
+        (StopIteration(), 'ended after 11 of 20 steps.*ask for 704 tokens'),
+        (KeyError('epoch'), "KeyError"),
+        (UserError('the corpus ended'), 'the corpus ended'),
+    ],
+    ids=lambda v: str(type(v).__name__),
+)
 @pytest.mark.parametrize('save_every', [0., 1e9])
 def test_stream_breaks(tmp_path, whole, error, says, save_every):
     tr = trainer(stream=Breaks(batch=64, seed=5))
@@ -214,7 +297,19 @@ def test_stream_breaks(tmp_path, whole, error, says, save_every):
     assert read_json(tmp_path/'checkpoint.json')['step'] == 11
     same(quietly(trainer(), tmp_path).tensors(), whole.tensors())
 
-@pytest.mark.parametrize('batch', [torch.zeros(63, 32), torch.zeros(64, 31), torch.zeros(64), torch.zeros(64, 32, dtype=torch.long), torch.full((64, 32), math.nan), [1.], None], ids=lambda v: str(getattr(v, 'shape', v)))
+@pytest.mark.parametrize(
+    'batch',
+    [
+        torch.zeros(63, 32),
+        torch.zeros(64, 31),
+        torch.zeros(64),
+        torch.zeros(64, 32, dtype=torch.long),
+        torch.full((64, 32), math.nan),
+        [1.0],
+        None,
+    ],
+    ids=lambda v: str(getattr(v, 'shape', v)),
+)
 def test_wrong_batches(batch):
     class Wrong:
         d_in = 32
@@ -228,7 +323,13 @@ def test_unlike_streams():
     with pytest.raises(UserError, match='deals batches of 256 and the run wants '
         '64'): trainer(stream=SyntheticStream(seed=5))
     with pytest.raises(UserError, match='set d_in=16'): trainer(stream=SyntheticStream(d_in=16, batch=64))
-    for saes in ({}, {'': make_sae(config('relu'))}, {1: make_sae(config('relu'))}, dict.fromkeys('ab', make_sae(config('relu'))), {'a': make_sae(config('relu')).finish()}):
+    for saes in (
+        {},
+        {'': make_sae(config('relu'))},
+        {1: make_sae(config('relu'))},
+        dict.fromkeys('ab', make_sae(config('relu'))),
+        {'a': make_sae(config('relu')).finish()},
+    ):
         with pytest.raises(UserError): Trainer(saes, SyntheticStream(batch=64), TrainConfig(640, **RUN))
 
 def test_nameless_stream(tmp_path, whole):
@@ -250,11 +351,32 @@ class OwnStep(Penalised):
         return f, self.cfg.coef*((f + 1e-6).sqrt().sum() + 1e-3*(pairs.n_rows*pairs.d_sae - len(pre)))/pairs.n_rows
 
 def test_subclasses_are_trained_on_what_they_say():
-    def run(cls, path): return quietly(Trainer(dict(s=cls(SAEConfig('relu', 32, 256, coef=.3))), SyntheticStream(n_true=128, batch=64, seed=3), TrainConfig(64*80, **(RUN | dict(lr=1e-2))), path=path))
-    dense, auto, own, plain = run(Penalised, 'dense'), run(Penalised, 'auto'), run(OwnStep, 'auto'), run(ReLUSAE, 'auto')
+    def run(cls, path):
+        return quietly(
+            Trainer(
+                dict(s=cls(SAEConfig('relu', 32, 256, coef=0.3))),
+                SyntheticStream(n_true=128, batch=64, seed=3),
+                TrainConfig(64 * 80, **(RUN | dict(lr=1e-2))),
+                path=path,
+            )
+        )
+
+    dense, auto, own, plain = (
+        run(Penalised, 'dense'),
+        run(Penalised, 'auto'),
+        run(OwnStep, 'auto'),
+        run(ReLUSAE, 'auto'),
+    )
     same(dense.tensors(), auto.tensors())
-    assert [t.paths.sparse_steps('s', 80) for t in (auto, plain, own)] == [0, pytest.approx(70, abs=30), pytest.approx(70, abs=30)]
-    assert own.history['s'][-1][1] == pytest.approx(dense.history['s'][-1][1], rel=.02) and abs(plain.history['s'][-1][1]/dense.history['s'][-1][1] - 1) > .05
+    assert [t.paths.sparse_steps('s', 80) for t in (auto, plain, own)] == [
+        0,
+        pytest.approx(70, abs=30),
+        pytest.approx(70, abs=30),
+    ]
+    assert (
+        own.history['s'][-1][1] == pytest.approx(dense.history['s'][-1][1], rel=0.02)
+        and abs(plain.history['s'][-1][1] / dense.history['s'][-1][1] - 1) > 0.05
+    )
     with pytest.raises(UserError, match="brings no sparse step.*path='auto' or 'dense'"): run(Penalised, 'sparse')
 
 def test_own_loss_is_called():
@@ -310,17 +432,24 @@ def test_l0_is_counted_in_whole_numbers():
     s.b_enc.data += 10
     for path in ('dense', 'sparse'):
         c = TrainConfig(640, **RUN)
-        t = train_step(s, make_adam(s, c), torch.zeros(64, 8).bfloat16(), 0, c, torch.zeros(4096, dtype=torch.long), path)
+        t = train_step(
+            s, make_adam(s, c), torch.zeros(64, 8).bfloat16(), 0, c, torch.zeros(4096, dtype=torch.long), path
+        )
         assert float(t['l0']) == 4096 and t['fired'].all()
 
 def test_adam_state_goes_to_the_parameter():
     saved = dict(step=torch.tensor(3.), exp_avg=torch.ones(2), exp_avg_sq=torch.ones(2))
     for p in (torch.empty(2, device='meta'), torch.empty(2, dtype=torch.float64)):
         s = adam_state(saved, p)
-        assert {v.device for v in s.values()} == {p.device} and s['step'].dtype == torch.float32 and s['exp_avg'].dtype == p.dtype
+        assert (
+            {v.device for v in s.values()} == {p.device}
+            and s['step'].dtype == torch.float32
+            and s['exp_avg'].dtype == p.dtype
+        )
     tr = trainer(('relu',))
     tr.one_step()
-    for p in tr.parameters('relu'): assert tr.opts['relu'].state[p]['step'].device == p.device and tr.opts['relu'].defaults['fused']
+    for p in tr.parameters('relu'):
+        assert tr.opts['relu'].state[p]['step'].device == p.device and tr.opts['relu'].defaults['fused']
 
 # progress and signals
 
@@ -340,7 +469,10 @@ def test_a_line_a_minute(monkeypatch, caplog):
 
 def test_signals_are_answered_and_given_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt): quietly(trainer(), tmp_path, after_step=lambda tr: os.kill(os.getpid(), signal.SIGTERM) if tr.step == 4 else None)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(
+            trainer(), tmp_path, after_step=lambda tr: os.kill(os.getpid(), signal.SIGTERM) if tr.step == 4 else None
+        )
     assert read_json(tmp_path/'checkpoint.json')['step'] == 4 and signal.getsignal(signal.SIGTERM) == before
     done = []
     t = threading.Thread(target=lambda: done.append(quietly(trainer(), tmp_path).step))
@@ -348,7 +480,8 @@ def test_signals_are_answered_and_given_back(tmp_path):
     assert done == [20]
 
 def test_after_a_step_may_fail(tmp_path):
-    with pytest.raises(ZeroDivisionError): quietly(trainer(), tmp_path, save_every=0., after_step=lambda tr: 1/(tr.step - 6))
+    with pytest.raises(ZeroDivisionError):
+        quietly(trainer(), tmp_path, save_every=0.0, after_step=lambda tr: 1 / (tr.step - 6))
     assert read_json(tmp_path/'checkpoint.json')['step'] == 5
 
 def test_loss_that_is_not_finite():
@@ -371,7 +504,11 @@ def test_train_sae(arch, tmp_path):
     kw = {'l0': 4} if SHORT[arch]['setting'] in ('k', 'target_l0') else dict(coef=.3)
     sae = train_sae(arch, acts, d_sae=64, batch=128, settings=quiet, folder=tmp_path, dead_after=1000, **kw)
     m = sae.metadata['jumprelu_sae']
-    assert sae.finished and (m['arch'], m['recipe'], m['n_tokens'], m['seed'], m['config']['d_sae']) == (arch, 'short', 4096, 0, 64) and m['data'] == acts.identity()
+    assert (
+        sae.finished
+        and (m['arch'], m['recipe'], m['n_tokens'], m['seed'], m['config']['d_sae']) == (arch, 'short', 4096, 0, 64)
+        and m['data'] == acts.identity()
+    )
     assert json.loads(json.dumps(sae.metadata)) == sae.metadata and not any(p.requires_grad for p in sae.parameters())
     fvu = float((acts.x - sae(acts.x)).square().sum()/(acts.x - acts.x.mean(0)).square().sum())
     assert fvu < .8
@@ -379,22 +516,81 @@ def test_train_sae(arch, tmp_path):
     assert m['key'] == kept.key(acts.stream(128).identity()) != kept.key(Fake(6).stream(128).identity())
     again = train_sae(arch, acts, d_sae=64, batch=128, settings=quiet, folder=tmp_path, dead_after=1000, **kw)
     same(again.state_dict(), sae.state_dict())
-    with pytest.raises(CheckpointRefused, match='data.data.corpus'): train_sae(arch, Fake(6), d_sae=64, batch=128, settings=quiet, folder=tmp_path, dead_after=1000, **kw)
+    with pytest.raises(CheckpointRefused, match='data.data.corpus'):
+        train_sae(arch, Fake(6), d_sae=64, batch=128, settings=quiet, folder=tmp_path, dead_after=1000, **kw)
 
 def test_the_committed_recipe():
     "The settings that made the committed numbers, one by one"
     t = SHORT.train('jumprelu', 249_856, 512)
-    assert asdict(t) == dict(n_tokens=249_856, batch=512, lr=4e-3, threshold_lr=1e-2, beta1=.9, beta2=.999, eps=1e-8, lr_warmup=.05, sparsity_warmup=.1, lr_decay=.5, start=.5, dead_after=25_000, log_every=None)
-    assert {a: (SHORT[a]['train'].get('lr'), SHORT.train(a, 249_856, 512).lr_decay) for a in ARCHITECTURES if a in ('relu', 'gated', 'topk', 'batchtopk')} == dict(relu=(8e-3, .2), gated=(8e-3, .2), topk=(4e-3, .2), batchtopk=(4e-3, .2))
+    assert asdict(t) == dict(
+        n_tokens=249_856,
+        batch=512,
+        lr=4e-3,
+        threshold_lr=1e-2,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        lr_warmup=0.05,
+        sparsity_warmup=0.1,
+        lr_decay=0.5,
+        start=0.5,
+        dead_after=25_000,
+        log_every=None,
+    )
+    assert {
+        a: (SHORT[a]['train'].get('lr'), SHORT.train(a, 249_856, 512).lr_decay)
+        for a in ARCHITECTURES
+        if a in ('relu', 'gated', 'topk', 'batchtopk')
+    } == dict(relu=(8e-3, 0.2), gated=(8e-3, 0.2), topk=(4e-3, 0.2), batchtopk=(4e-3, 0.2))
     c = SHORT.sae('jumprelu', 640, 2048, target_l0=32)
-    assert (c.start, c.coef, c.bandwidth, c.aux_coef, c.dead_coef, c.log_threshold, c.theta_init) == ('topk', 10., .05, 1/32, .01, True, .001)
-    assert (SHORT.sae('gated', 640, 2048, coef=.1).free_rows, SHORT.sae('topk', 640, 2048, k=32).aux_coef, SHORT.sae('batchtopk', 640, 2048, k=32).aux_coef) == (False, 1/8, 1/8)
+    assert (c.start, c.coef, c.bandwidth, c.aux_coef, c.dead_coef, c.log_threshold, c.theta_init) == (
+        'topk',
+        10.0,
+        0.05,
+        1 / 32,
+        0.01,
+        True,
+        0.001,
+    )
+    assert (
+        SHORT.sae('gated', 640, 2048, coef=0.1).free_rows,
+        SHORT.sae('topk', 640, 2048, k=32).aux_coef,
+        SHORT.sae('batchtopk', 640, 2048, k=32).aux_coef,
+    ) == (False, 1 / 8, 1 / 8)
     assert PAPER.train('jumprelu', 8*10**9, 4096) == TrainConfig(8*10**9)
 
-@pytest.mark.parametrize('kw,says', [(dict(l0=32, what='relu'), 'give coef=, such as 0.04'), (dict(l0=32, what='gated'), 'give coef='), (dict(), 'how sparse'), (dict(l0=0), 'l0=0'), (dict(l0=-4), 'l0=-4'), (dict(l0=65), 'd_sae=64'), (dict(l0=2.5, what='topk'), 'whole'),
-    (dict(l0=math.inf), 'l0='), (dict(l0='4'), 'l0='), (dict(l0=4, k=4, what='topk'), 'twice'), (dict(l0=4, lrr=1), 'did you mean lr'), (dict(l0=4, bandwidht=1), 'did you mean bandwidth'), (dict(l0=4, recipe='papers'), 'no such recipe'), (dict(l0=4, recipe=dict(rate=1)), 'a recipe has'),
-    (dict(l0=4, batch=5000), 'make no batch'), (dict(l0=4, batch=-1), 'batch=-1'), (dict(l0=4, d_sae=2.5), 'd_sae=2.5'), (dict(l0=4, seed=-1), 'seed=-1'), (dict(l0=4, n_tokens=0), 'n_tokens=0'), (dict(coef=1e-3, recipe='paper'), 'sparsity_warmup lasts 10,000'), (dict(what='jump', l0=4), 'no such architecture'),
-    (dict(what=7, l0=4), 'cannot train'), (dict(l0=4, acts=torch.zeros(3, 3)), 'no set of activations'), (dict(l0=4, lr=0), 'lr=0'), (dict(l0=4, start='soft'), 'start='), (dict(l0=4, start=2.), 'start')], ids=lambda v: str(v)[:50])
+@pytest.mark.parametrize(
+    'kw,says',
+    [
+        (dict(l0=32, what='relu'), 'give coef=, such as 0.04'),
+        (dict(l0=32, what='gated'), 'give coef='),
+        (dict(), 'how sparse'),
+        (dict(l0=0), 'l0=0'),
+        (dict(l0=-4), 'l0=-4'),
+        (dict(l0=65), 'd_sae=64'),
+        (dict(l0=2.5, what='topk'), 'whole'),
+        (dict(l0=math.inf), 'l0='),
+        (dict(l0='4'), 'l0='),
+        (dict(l0=4, k=4, what='topk'), 'twice'),
+        (dict(l0=4, lrr=1), 'did you mean lr'),
+        (dict(l0=4, bandwidht=1), 'did you mean bandwidth'),
+        (dict(l0=4, recipe='papers'), 'no such recipe'),
+        (dict(l0=4, recipe=dict(rate=1)), 'a recipe has'),
+        (dict(l0=4, batch=5000), 'make no batch'),
+        (dict(l0=4, batch=-1), 'batch=-1'),
+        (dict(l0=4, d_sae=2.5), 'd_sae=2.5'),
+        (dict(l0=4, seed=-1), 'seed=-1'),
+        (dict(l0=4, n_tokens=0), 'n_tokens=0'),
+        (dict(coef=1e-3, recipe='paper'), 'sparsity_warmup lasts 10,000'),
+        (dict(what='jump', l0=4), 'no such architecture'),
+        (dict(what=7, l0=4), 'cannot train'),
+        (dict(l0=4, acts=torch.zeros(3, 3)), 'no set of activations'),
+        (dict(l0=4, lr=0), 'lr=0'),
+        (dict(l0=4, start='soft'), 'start='),
+        (dict(l0=4, start=2.0), 'start'),
+    ],
+    ids=lambda v: str(v)[:50],
+)
 def test_train_sae_refuses_before_anything(kw, says, monkeypatch):
     if 'start' in kw and kw['start'] == 2.: kw = kw | dict(start=500.)
     monkeypatch.setattr(Fake, 'stream', lambda *a: pytest.fail('the stream was asked for'))
@@ -403,18 +599,25 @@ def test_train_sae_refuses_before_anything(kw, says, monkeypatch):
     assert '\n' not in str(e.value)
 
 def test_together_is_apart():
-    plans = [plan_sae(a, 32, 4096, 64, l0=4, batch=128, lr=4e-3, lr_decay=.2, start=.5) for a in ('topk', 'batchtopk', 'jumprelu')]
+    plans = [
+        plan_sae(a, 32, 4096, 64, l0=4, batch=128, lr=4e-3, lr_decay=0.2, start=0.5)
+        for a in ('topk', 'batchtopk', 'jumprelu')
+    ]
     plans[2] = replace(plans[2], train=plans[0].train)
     got = train_plans(plans, acts, settings=quiet)
     for p, s in zip(plans, got): same(s.state_dict(), train_plans([p], acts, settings=quiet)[0].state_dict())
-    with pytest.raises(UserError, match='share training settings and seed'): train_plans([plans[0], replace(plans[1], seed=1)], acts)
+    with pytest.raises(UserError, match='share training settings and seed'):
+        train_plans([plans[0], replace(plans[1], seed=1)], acts)
     with pytest.raises(UserError, match='same name'): train_plans([plans[0], plans[0]], acts)
 
 def test_a_given_sae_is_known_by_its_start(tmp_path):
     "Training on from weights of one's own is another run than training from scratch"
     first = train_sae('topk', acts, d_sae=64, l0=4, batch=128, settings=quiet)
     on = first.scaled(acts.scaler)
-    a, b = plan_sae(on, 32, 4096, batch=128, name='s'), plan_sae(make_sae(on.cfg, on.seed), 32, 4096, batch=128, name='s')
+    a, b = (
+        plan_sae(on, 32, 4096, batch=128, name='s'),
+        plan_sae(make_sae(on.cfg, on.seed), 32, 4096, batch=128, name='s'),
+    )
     assert a.key({}) != b.key({}) and start_marks(on) != start_marks(make_sae(on.cfg, on.seed))
     better = train_plans([a], acts, settings=quiet)[0]
     fvu = [float((acts.x - s(acts.x)).square().sum()) for s in (first, better)]
@@ -437,7 +640,9 @@ def test_a_checkpoint_with_a_mean_that_nobody_needs(tmp_path):
     tensors = load_file(tmp_path/facts['file'])
     assert not any(k.endswith('/exp_avg') for k in tensors)
     mean = {k.removesuffix('_sq'): torch.full_like(v, 7.) for k, v in tensors.items() if k.endswith('/exp_avg_sq')}
-    write_checkpoint(tmp_path, tensors | mean, {k: facts[k] for k in ('identity', 'step', 'stream', 'history', 'paths')})
+    write_checkpoint(
+        tmp_path, tensors | mean, {k: facts[k] for k in ('identity', 'step', 'stream', 'history', 'paths')}
+    )
     again = quietly(trainer(), tmp_path)
     assert again.tensors().keys() == whole.tensors().keys()
     for k, v in whole.tensors().items(): assert torch.equal(v, again.tensors()[k]), k

@@ -229,8 +229,11 @@ def test_method_knows_no_language_model(mod):
 
 
 def test_one_place_opens_a_browser():
-    "Playwright keeps an event loop in its thread and refuses a second one: tests share the fixtures of tests/conftest.py"
+    """Playwright keeps an event loop in its thread and refuses a second one: tests share the fixtures of
+    tests/conftest.py"""
     opens = re.compile(r'sync_playwright\(|-m.,\s*.jupyter.,\s*.lab|from test_\w+ import .*\b(?:browser|lab|page)\b')
     here = Path(__file__).name
-    found = {p.name for p in (root / 'tests').glob('*.py') if p.name != here and opens.search(p.read_text(encoding='utf-8'))}
+    found = {
+        p.name for p in (root / 'tests').glob('*.py') if p.name != here and opens.search(p.read_text(encoding='utf-8'))
+    }
     assert found == {'conftest.py'}

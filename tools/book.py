@@ -8,8 +8,8 @@ as Markdown, for the index. It may be run any number of times; `make export` bef
 - **Navigation.** Below the title and in a last cell of its own, between two comments: the notebook before, the index,
   the notebook after, the reading paths that it is on, and what to play with.
 - **Plumbing is collapsed** in JupyterLab (cell metadata `jupyter.source_hidden`): cells with `#| hide`, `#| default_exp`,
-  `#| echo: false` or `#| code-fold: true`, and cells that only import. The hidden cell below a folded solution hides its
-  outputs too.
+`#| echo: false` or `#| code-fold: true`, and cells that only import. The hidden cell below a folded solution hides its
+outputs too.
 - **An empty cell for the reader's attempt** stands before every folded solution.
 - **Metadata.** Exactly the kernel's name: what nbdev-clean leaves, and what JupyterLab saves again under `make lab`,
   which cleans on saving.

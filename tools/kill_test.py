@@ -64,7 +64,8 @@ def child(args, shot):
 
     def told(self, folder):
         load(self, folder)
-        if self.folder_of_kill: print(f'resumed at step {self.step} of {self.cfg.n_steps}', flush=True) # train_saes asked
+        if self.folder_of_kill:
+            print(f'resumed at step {self.step} of {self.cfg.n_steps}', flush=True)  # train_saes asked
 
     @contextlib.contextmanager
     def write(path):

@@ -1,5 +1,5 @@
-"""JupyterLab's settings for `make lab`: a notebook is cleaned before it is saved (no execution counts, no metadata of the
-machine), so that opening one and looking around changes nothing for git."""
+"""JupyterLab's settings for `make lab`: a notebook is cleaned before it is saved (no execution counts, no metadata of
+the machine), so that opening one and looking around changes nothing for git."""
 
 import json
 import sys

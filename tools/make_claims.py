@@ -12,6 +12,9 @@ if __name__ == '__main__':
     root = Path(__file__).resolve().parent.parent
     for r in write_claims(root/'results'):
         print(f"{r['id']:4} {r['verdict']:18} {r['wording'][:90]}")
-    figures = dict(findings=first_figure(main_run(Evidence(root/'results'))), latents=latents_figure(book(root/'results'/'latents'/'book.json')))
+    figures = dict(
+        findings=first_figure(main_run(Evidence(root / 'results'))),
+        latents=latents_figure(book(root / 'results' / 'latents' / 'book.json')),
+    )
     for name, figure in figures.items():
         with writing(root/'nbs'/'images'/f'{name}.png') as p: figure.savefig(p, dpi=110, format='png')

@@ -17,7 +17,8 @@ class Nbdev(Preprocessor):
     def preprocess(self, nb, resources):
         nb.cells = [c for c in nb.cells if not re.search(r'^\s*#\s*\|\s*(hide|default_exp)\b', c.source, flags=re.M)]
         for c in nb.cells:
-            if re.search(r'^\s*#\s*\|\s*echo:\s*false', c.source, flags=re.M): c.metadata['transient'] = {'remove_source': True}
+            if re.search(r'^\s*#\s*\|\s*echo:\s*false', c.source, flags=re.M):
+                c.metadata['transient'] = {'remove_source': True}
             if c.cell_type == 'code': c.source = re.sub(r'^\s*#\s*\|.*\n?', '', c.source, flags=re.M)
             if c.cell_type == 'markdown': c.source = from_root(c.source)
         nb.metadata['language_info'] = {'name': 'python'}
