@@ -9,7 +9,9 @@ training side. Tuning is judged on validation documents by FVU, `run` on test do
 runs at each L0: three learning rates by two values of one more setting. For TopK and BatchTopK that is how soon a
 latent counts as dead, for JumpReLU the bandwidth; at L0 = 8 JumpReLU's thresholds starved, so there its six are one
 change at a time (bandwidth, how long it selects, the thresholds' rate). ReLU and Gated cannot be told an L0: their
-second setting is the coefficient, and FVU is read at the wanted L0 between the two.
+second setting is the coefficient, and FVU is read at the wanted L0 between the two. Where both end far from it (a small
+learning rate is slow to thin out), the coefficient is corrected along the line through two runs and the run repeated,
+at most twice: that finds the L0 which the others are told, so it does not count as tuning; the report says how many.
 
 Rule, written before any run: the settings with the lowest FVU at an L0 are used there; between two tuned L0s a setting
 is interpolated straight in log L0 and log setting, and nothing is extrapolated. Nobody is tuned again after a look at
@@ -26,7 +28,7 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-from one_run import Study, read_between
+from one_run import Study, near, read_between, runs_until_near
 
 from jumprelu_sae.activations import activations
 from jumprelu_sae.core import Settings, read_json, run_env, write_json
@@ -64,7 +66,13 @@ def second_settings(arch: str, l0: int) -> list[dict]:  # two
     return [dict(dead_after=n) for n in DEAD_AFTER]
 
 
-def tuning_jobs(arch: str, l0: int) -> list[Plan]:  # six
+def runs_at_rate(arch: str, l0: int, lr: float) -> list[Plan]:  # of ReLU or Gated
+    coefs = [m['coef'] for m in second_settings(arch, l0)]
+    return runs_until_near(STUDY, 'tune', lambda c: job(arch, l0, 0, lr=lr, coef=c), coefs, l0)
+
+
+def tuning_jobs(arch: str, l0: int) -> list[Plan]:  # six, and corrections of a coefficient
+    if arch in BY_COEF: return [j for lr in RATES[arch] for j in runs_at_rate(arch, l0, lr)]
     if arch == 'jumprelu' and l0 == 8:
         usual = dict(lr=2e-3, bandwidth=.05, start=.5, threshold_lr=.01)
         return [job(arch, l0, 0, **(usual | one)) for one in AT_8]
@@ -79,16 +87,16 @@ def varied(j: Plan) -> dict:  # the settings that tuning chose from
 
 def winner(arch: str, l0: int) -> dict:  # settings, fvu, edge
     "What did best at an L0 on validation documents"
-    runs = [(varied(j), STUDY.result('tune', j).metrics) for j in tuning_jobs(arch, l0)]
     if arch not in BY_COEF:
+        runs = [(varied(j), STUDY.result('tune', j).metrics) for j in tuning_jobs(arch, l0)]
         best, m = min(runs, key=lambda r: r[1]['fvu'])
         return dict(settings=best, fvu=m['fvu'], dead=m['dead'], edge=best['lr'] in (RATES[arch][0], RATES[arch][-1]))
     read = []
     for lr in RATES[arch]:
-        pair = [(s['coef'], m) for s, m in runs if s['lr'] == lr]
-        l0s = [m['l0'] for _, m in pair]
-        fvu, coef = (read_between(l0s, v, l0) for v in ([m['fvu'] for _, m in pair], [c for c, _ in pair]))
-        dead = math.fsum(m['dead'] for _, m in pair)/2
+        pair = near([STUDY.result('tune', j) for j in runs_at_rate(arch, l0, lr)], l0)
+        l0s, fvus, deads = ([r.metrics[k] for r in pair] for k in ('l0', 'fvu', 'dead'))
+        fvu, coef = (read_between(l0s, v, l0) for v in (fvus, [r.config['sae']['coef'] for r in pair]))
+        dead = math.fsum(deads)/2
         read.append(dict(settings=dict(lr=lr, coef=coef), fvu=fvu, dead=dead))
     best = min(read, key=lambda r: r['fvu'])
     return best | dict(edge=best['settings']['lr'] in (RATES[arch][0], RATES[arch][-1]))
@@ -167,8 +175,10 @@ def report() -> None:
 def train(part: str, archs: tuple, l0s: tuple) -> None:
     "All runs of a part that are not there yet"
     for l0, arch in product(l0s, archs):
-        jobs = tuning_jobs(arch, l0) if part == 'tune' else [run_job(arch, l0, s) for s in SEEDS]
-        for j in jobs: STUDY.train(part, j, l0)
+        if part == 'run':
+            for s in SEEDS: STUDY.train(part, run_job(arch, l0, s), l0)
+            continue
+        STUDY.train_all(part, lambda: tuning_jobs(arch, l0), l0)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,12 @@
 """One SAE of a study, trained, judged and written down once: what `tokens.py` and `fair.py` share."""
 import logging
+import math
 import shutil
 import time
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Callable
 
 from jumprelu_sae.core import Result, Settings, UserError, cache_dir, run_env
 from jumprelu_sae.evaluate import LMEval, evaluate_activations
@@ -12,12 +14,33 @@ from jumprelu_sae.recipe import Plan, train_plans
 from jumprelu_sae.tuning import line_through
 
 REACH = 1.5  # how far a line through two runs is followed beyond them, as a factor of L0
+NEAR, CORRECTED = 1.25, 2  # how far beside its runs an L0 may lie, as a factor; how often a coefficient is corrected
 
 
 def read_between(l0s: list, values: list, at: float) -> float:
     "A value at an L0, straight in logs through two runs; far from both, at the farthest that such a line reaches"
     read = line_through(l0s, values, min(max(at, min(l0s)/REACH), max(l0s)*REACH)) if l0s[0] != l0s[1] else values[0]
     return min(max(read, min(values)/2), 2*max(values))  # two runs of about the same L0 make a steep line
+
+
+def near(results: list[Result], l0: float) -> list[Result]:
+    "The two whose L0 is nearest, in logs"
+    return sorted(results, key=lambda r: abs(math.log(r.metrics['l0']/l0)))[:2]
+
+
+def runs_until_near(study, part: str, make: Callable[[float], Plan], coefs: list[float], l0: float) -> list[Plan]:
+    """For an architecture that cannot be told an L0: its runs at `coefs` and, once these have ended all above or all below
+    the L0 and none near it, up to two more, each with the coefficient that the line through the two nearest gives"""
+    jobs = [make(c) for c in coefs]
+    for _ in range(CORRECTED):
+        if not all(study.has(part, j) for j in jobs): return jobs
+        rs = [study.result(part, j) for j in jobs]
+        l0s = [r.metrics['l0'] for r in rs]
+        if min(l0s)/NEAR <= l0 <= max(l0s)*NEAR: return jobs
+        (xa, a), (xb, b) = ((r.metrics['l0'], r.config['sae']['coef']) for r in near(rs, l0))
+        at = line_through((xa, xb), (a, b), l0) if xa != xb else 0.
+        jobs.append(make(float(f'{min(max(at, min(a, b)/4), 4*max(a, b)):.3g}')))
+    return jobs
 
 
 class Study:
@@ -33,6 +56,13 @@ class Study:
     def path(self, part: str, plan: Plan) -> Path: return self.out/part/'runs'/f'{plan.name}.json'
     def result(self, part: str, plan: Plan) -> Result: return Result.load(self.path(part, plan))
     def has(self, part: str, plan: Plan) -> bool: return self.path(part, plan).exists()
+
+    def train_all(self, part: str, jobs: Callable[[], list[Plan]], target: float) -> None:
+        "One after the other; `jobs` is asked again after each, since a later run may depend on an earlier one"
+        seen = set()
+        while waiting := [j for j in jobs() if j.name not in seen]:
+            self.train(part, waiting[0], target)
+            seen.add(waiting[0].name)
 
     def train(self, part: str, plan: Plan, target: float) -> None:
         "Trained, judged and written down, unless it is there; goes on from a checkpoint"

@@ -7,8 +7,8 @@
 Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe, held-out documents as everywhere. The largest budget is
 that of `fair.py`, whose settings and runs at L0 = 32 are taken over; the smallest is tuned here in the same way: six
 runs an architecture, three learning rates by the same second setting, judged on validation documents (Gated cannot be
-told an L0: its second setting is the coefficient, and FVU is read at 32 between the two). The gap is judged on test
-documents. A run that ends beside L0 = 32 is read there along the slope of FVU in log L0 that Gated's two runs of the
+told an L0: its second setting is the coefficient, corrected as in `fair.py`, and FVU is read at 32 between two runs).
+The gap is judged on test documents. A run that ends beside L0 = 32 is read there along the slope of FVU in log L0 that Gated's two runs of the
 same budget and seed show.
 
 Rule, written before any run: JumpReLU leads (trails) an architecture at a budget if the 95 % interval of the FVU ratio
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import fair
 import numpy as np
-from one_run import Study, read_between
+from one_run import Study, near, read_between, runs_until_near
 
 from jumprelu_sae.activations import activations
 from jumprelu_sae.core import Result, Settings, run_env, write_json
@@ -51,19 +51,24 @@ def job(arch: str, n: int, seed: int, **settings) -> Plan:  # one run
 
 
 def tuning_jobs(arch: str) -> list[Plan]:  # six, at the smallest budget
-    more = [dict(coef=c) for c in COEFS] if arch == 'gated' else fair.second_settings(arch, AT)
-    return [job(arch, BUDGETS[0], 0, lr=lr, **m) for lr in LRS for m in more]
+    if arch == 'gated': return [j for lr in LRS for j in gated_at(lr)]
+    return [job(arch, BUDGETS[0], 0, lr=lr, **m) for lr in LRS for m in fair.second_settings(arch, AT)]
+
+
+def gated_at(lr: float) -> list[Plan]:  # two runs, and corrected ones where these end far from L0 = 32
+    return runs_until_near(STUDY, 'tune', lambda c: job('gated', BUDGETS[0], 0, lr=lr, coef=c), COEFS, AT)
 
 
 def winner(arch: str) -> dict:  # settings
     "The best at the smallest budget on validation documents; FVU of Gated is read at L0 = 32"
-    runs = [(j, STUDY.result('tune', j).metrics) for j in tuning_jobs(arch)]
-    if arch != 'gated': return fair.varied(min(runs, key=lambda r: r[1]['fvu'])[0])
+    if arch != 'gated':
+        best = min(tuning_jobs(arch), key=lambda j: STUDY.result('tune', j).metrics['fvu'])
+        return fair.varied(best)
     best = None
     for lr in LRS:
-        pair = [(j.cfg.coef, m) for j, m in runs if j.train.lr == lr]
-        l0s = [m['l0'] for _, m in pair]
-        tried = dict(fvu=[m['fvu'] for _, m in pair], coef=[c for c, _ in pair])
+        pair = near([STUDY.result('tune', j) for j in gated_at(lr)], AT)
+        l0s = [r.metrics['l0'] for r in pair]
+        tried = dict(fvu=[r.metrics['fvu'] for r in pair], coef=[r.config['sae']['coef'] for r in pair])
         read = {k: read_between(l0s, v, AT) for k, v in tried.items()}
         if best is None or read['fvu'] < best['fvu']: best = read | dict(lr=lr)
     return {k: best[k] for k in ('lr', 'coef')}
@@ -82,7 +87,8 @@ def gap_jobs(arch: str, n: int, seed: int) -> list[Plan]:
     if taken_over(arch, n): return [fair.run_job(arch, AT, seed)]
     s = settings_at(arch, n)
     if arch != 'gated': return [job(arch, n, seed, **s)]
-    return [job(arch, n, seed, lr=s['lr'], coef=s['coef']*a) for a in AROUND]
+    coefs = [s['coef']*a for a in AROUND]
+    return runs_until_near(STUDY, 'gap', lambda c: job(arch, n, seed, lr=s['lr'], coef=c), coefs, AT)
 
 
 def has(arch: str, n: int, j: Plan) -> bool:
@@ -108,7 +114,7 @@ def report(draws: int = 2000) -> dict:
         for seed in SEEDS:
             jobs = {a: gap_jobs(a, n, seed) for a in ARCHS}
             if not all(has(a, n, j) for a, js in jobs.items() for j in js): continue
-            rs = {a: [result(a, n, j) for j in js] for a, js in jobs.items()}
+            rs = {a: near([result(a, n, j) for j in js], AT) for a, js in jobs.items()}
             l0s, fvus = ([r.metrics[k] for r in rs['gated']] for k in ('l0', 'fvu'))
             slope = math.log(fvus[1]/fvus[0])/math.log(l0s[1]/l0s[0])
             for a in ARCHS: logs.setdefault(a, []).append(read_at_32(rs[a], slope, draws))
@@ -139,11 +145,11 @@ def all_jobs(arch: str) -> list:  # (part, its runs) of this study; those of `fa
 
 def train(part: str, archs: tuple, budgets: tuple) -> None:
     "All runs of a part that are not there yet"
-    if part == 'tune': todo = [j for a in archs for j in tuning_jobs(a)]
-    else:
-        ours = [(n, a) for n, a in product(budgets, archs) if not taken_over(a, n)]
-        todo = [j for n, a in ours for s in SEEDS for j in gap_jobs(a, n, s)]
-    for j in todo: STUDY.train(part, j, AT)
+    if part == 'tune':
+        for a in archs: STUDY.train_all(part, lambda: tuning_jobs(a), AT)
+        return
+    for n, a, s in product(budgets, archs, SEEDS):
+        if not taken_over(a, n): STUDY.train_all(part, lambda: gap_jobs(a, n, s), AT)
 
 
 if __name__ == '__main__':
