@@ -71,13 +71,13 @@ class Study:
         if path.exists():
             if Result.load(path).config['key'] == key: return
             raise UserError(f'{path} is of other data or settings: move it away')
-        began, folder = time.monotonic(), cache_dir()/self.out.name/part/plan.name
+        began, folder = time.process_time(), cache_dir()/self.out.name/part/plan.name
         [sae] = train_plans([plan], acts, folder, Settings(progress=False, threads=1))
         on = 'val' if part == 'tune' else 'test'
         held = acts.part(on)
         m, arrays = evaluate_activations(sae, held['x'], held['doc'], acts.rule, mean=acts.mean)
         config = dict(arch=plan.cfg.arch, target=target, seed=plan.seed, key=key, sae=asdict(plan.cfg))
-        config |= dict(train=asdict(plan.train), judged_on=dict(part=on), seconds=time.monotonic() - began)
+        config |= dict(train=asdict(plan.train), judged_on=dict(part=on), seconds=time.process_time() - began)
         sums = {k: v for k, v in arrays.items() if k in ('docs', 'tokens', 'sse', 'sst', 'l0')}
         if self.n_lm and on == 'test':
             delta, more = self.lm_eval.delta(sae, acts.rule)
