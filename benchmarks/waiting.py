@@ -62,7 +62,8 @@ def measure(policy: str, n_busy: int) -> dict:
     env = {k: v for k, v in os.environ.items() if k not in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY')}
     if POLICIES[policy]: env['OMP_WAIT_POLICY'] = POLICIES[policy]
     with busy(n_busy):
-        said = subprocess.run([sys.executable, __file__, '--stages'], env=env, check=True, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, __file__, '--stages']
+        said = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(said.stdout.splitlines()[-1])
 
 
