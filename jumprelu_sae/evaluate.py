@@ -202,10 +202,12 @@ class ResumedForward:
     def final(self,
         rows: Tensor,             # which rows, long
         fn: Callable|None = None, # what is spliced in; None for the model itself
-    ) -> Tensor:                  # (len(rows), s, d_model)
+        upto: int|None = None,    # only the first so many tokens of each row
+    ) -> Tensor:                  # (len(rows), s or upto, d_model)
         "Go on to the final hidden states"
         splice = None if fn is None else (self.site, fn)
-        return run_from(self.lm, self._ids(rows), self.hidden[rows].to(self.lm.device), self.start, splice=splice)
+        hidden = self.hidden[rows, :upto].to(self.lm.device)
+        return run_from(self.lm, self._ids(rows)[:, :upto], hidden, self.start, splice=splice)
 
     @torch.no_grad()
     def losses(self,
@@ -367,8 +369,8 @@ def attribution(
     rule: Callable|None = None, # raw activations -> bool, True where massive
 ) -> Tensor:          # y, (n, d_sae)
     "y = f ⊙ ∂L/∂f for one token of each row, at the spliced site"
-    half, at = ev.half, (torch.arange(len(rows)), pos)  # one place in each row
-    splice_all = splice_fn(sae, ev.tokens.mask[rows], rule)
+    half, at, upto = ev.half, (torch.arange(len(rows)), pos), int(pos.max()) + 1  # one place in each row
+    splice_all = splice_fn(sae, ev.tokens.mask[rows, :upto], rule)
     leaf = []  # the latents of the chosen tokens, as a leaf of autograd's graph
 
     def splice_through_leaves(v):
@@ -380,7 +382,7 @@ def attribution(
         return out
 
     with torch.enable_grad():
-        final = half.final(rows, splice_through_leaves)[at]
+        final = half.final(rows, splice_through_leaves, upto)[at]
         L = centred_logit(half.lm, final, half._ids(rows)[at[0], pos+1])
         (g,) = torch.autograd.grad(L.sum(), leaf)
     return (leaf[0].detach()*g).float().cpu()
