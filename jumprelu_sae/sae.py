@@ -411,7 +411,8 @@ class ReLUSAE(SAE):
 class GatedConfig(SAEConfig):
     "Settings of a Gated SAE"
     coef: float = 6e-4 # λ, the sparsity coefficient, for E‖x‖² = 1
-    free_rows: bool = True # decoder norms are free and pay the RI-L1 penalty, or the rows have unit norm (the original)
+    # decoder norms are free and pay the RI-L1 penalty (they shrink without end: `21_recipe`), or 1 (the original)
+    free_rows: bool = True
 
     def __post_init__(self):
         super().__post_init__()
