@@ -164,12 +164,17 @@ def report() -> None:
     write_json(STUDY.out/'results.json', d | dict(results=[asdict(r) for r in all_of_them]))
     before = read_json(HERE/'laptop-full'/'results.json')['results']
     for a, l0 in ((a, l0) for a in ARCHS for l0 in runs[a]):
-        of = [r for r in before if r['config']['arch'] == a]
-        targets = sorted({r['config']['target'] for r in of}, reverse=a in BY_COEF)
-        old = [r['metrics'] for r in of if r['config']['target'] == targets[L0S.index(l0)]]
-        new = [r.metrics for r in runs[a][l0]]
+        old, new = before_at(before, a, l0), [r.metrics for r in runs[a][l0]]
         said = (f"{k} {mean(old, k):.4f} -> {mean(new, k):.4f}" for k in ('l0', 'dead', 'fvu'))
         print(f"{a:10} {l0:3}: {', '.join(said)} ({len(new)} seeds)")
+
+
+def before_at(results: list[dict], arch: str, l0: float) -> list[dict]:  # metrics, one of each seed
+    "Of the run before, the setting that ended nearest to an L0"
+    by_setting = {}
+    for r in results:
+        if r['config']['arch'] == arch: by_setting.setdefault(r['config']['target'], []).append(r['metrics'])
+    return min(by_setting.values(), key=lambda ms: abs(math.log(mean(ms, 'l0')/l0)))
 
 
 def train(part: str, archs: tuple, l0s: tuple) -> None:
