@@ -22,10 +22,10 @@ from itertools import product
 from pathlib import Path
 
 import fair
-from one_run import Study
+from one_run import HOW, Study
 
 from jumprelu_sae.activations import activations
-from jumprelu_sae.core import Settings, run_env, write_json
+from jumprelu_sae.core import run_env, write_json
 from jumprelu_sae.frontier import falsifier
 from jumprelu_sae.recipe import Plan, plan_sae
 
@@ -65,10 +65,9 @@ def jobs() -> list[tuple[Plan, int]]:
 
 
 def train(place: str) -> None:
-    how = Settings(progress=False, in_memory=True)
     corpus, site = (python_code(), 'resid.9') if place == 'code' else ('sotu', 'resid.14')
     study = Study(OUT/place)
-    study.acts = activations('gemma3-270m', corpus, site=site, n_train=N, settings=how)
+    study.acts = activations('gemma3-270m', corpus, site=site, n_train=N, settings=HOW)
     for plan, l0 in jobs(): study.train('run', plan, l0)
 
 

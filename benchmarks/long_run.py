@@ -7,7 +7,8 @@
 To the letter but for scale: learning rate 7e-5, beta1 = 0, warm-ups of 1,000 and 10,000 steps, ε and θ_init 0.001, log
 θ, λ‖f‖₀, no AuxK for JumpReLU, no selection, no target. Departures: 2,048 latents, batch 128, 1,839,104 tokens read
 several times (so every row gives training beside held-out error), inputs centred, and a latent counts as dead (AuxK of
-TopK) after 100,000 tokens, where others with billions of tokens take 10 million.
+TopK) after 100,000 tokens, where others with billions of tokens take 10 million. The model runs in float32 on every
+machine, so that a row begun elsewhere can be compared with the others.
 
 λ = 1e-3 was the first to be tried. After 50,000 steps its L0, until then falling, rose again and stayed near 480 while
 a third of its latents died, so the other rows have a larger λ, up to 20 times; that row is kept for what it shows.
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from jumprelu_sae.activations import activations
-from jumprelu_sae.core import Result, Settings, cache_dir, read_json, run_env, write_json
+from jumprelu_sae.core import Result, Settings, UserError, cache_dir, read_json, run_env, write_json
 from jumprelu_sae.evaluate import LMEval, evaluate_activations
 from jumprelu_sae.frontier import resampled
 from jumprelu_sae.intervals import effective_documents, mean_intervals
@@ -83,6 +84,8 @@ class Row:
         self.spent = 0.
         if self.path.exists():
             d = read_json(self.path)
+            if self.plan.key(acts.stream(BATCH, self.plan.seed).identity()) != d['key']:
+                raise UserError(f'{self.path} is of other data or settings: move it away')
             self.looks, self.spent = {int(k): v for k, v in d['looks'].items()}, d['seconds']
         test = acts.part('test')
         self.parts = dict(train=self.some_train(), test=(test['x'], test['doc']))
@@ -167,22 +170,38 @@ def gap(three: list[Result], draws: int = 2000) -> dict:  # a row and the two ar
 
 
 def report() -> None:
-    "At each look: rows of JumpReLU against each rival at equal L0, where there is one on both sides"
+    "At each look: rows of JumpReLU against each rival at equal L0, where there is one on both sides, or the other way"
     files = [read_json(p) for p in sorted(OUT.glob('*-seed0.json'))]
-    out = []
-    for d in (d for d in files if d['arch'] == 'jumprelu'):
-        for rival in RIVALS:
-            theirs = [r for r in files if r['name'].startswith(f'{rival}-')]
-            for step in sorted(d['looks'], key=int):
-                l0 = d['looks'][step]['test']['l0']
-                two = around(theirs, step, l0)
-                if not two: continue
-                row = dict(row=d['name'], against=rival, step=int(step), l0=l0, between=[r['name'] for r in two])
-                out.append(row | gap([at_look(r, step) for r in (d, *two)]))
-                print(f"{d['name']}, step {step}, L0 {l0:.1f}, FVU/{rival}: {out[-1]['ratio']:.4f}"
-                    f" [{out[-1]['lo']:.4f}, {out[-1]['hi']:.4f}]")
+    ours, out = [d for d in files if d['arch'] == 'jumprelu'], []
+    for d, rival in ((d, rival) for d in ours for rival in RIVALS):
+        theirs = [r for r in files if r['name'].startswith(f'{rival}-')]
+        for step in sorted(d['looks'], key=int):
+            two = around(theirs, step, d['looks'][step]['test']['l0'])
+            if two: out.append(said(d, rival, step, two, gap([at_look(r, step) for r in (d, *two)])))
+    for rival in RIVALS:
+        theirs = [r for r in files if r['name'].startswith(f'{rival}-')]
+        if len(theirs) == 1: out += other_way(theirs[0], rival, ours)
     command = 'python benchmarks/long_run.py --report'
     write_json(OUT.parent/'recipe'/'who_leads.json', dict(format=1, command=command, rows=out, env=run_env()))
+
+
+def other_way(d: dict, rival: str, ours: list[dict]) -> list[dict]:  # rows of the report
+    "A rival that has a single row is compared at its own L0, and JumpReLU with fast thresholds is read there"
+    fast, out = [r for r in ours if r['train']['threshold_lr'] == 7e-3], []
+    for step in sorted(d['looks'], key=int):
+        two = around(fast, step, d['looks'][step]['test']['l0'])
+        if not two: continue
+        g = gap([at_look(r, step) for r in (d, *two)])
+        out.append(said(d, rival, step, two, dict(ratio=1/g['ratio'], lo=1/g['hi'], hi=1/g['lo'])))
+    return out
+
+
+def said(d: dict, rival: str, step: str, two: list[dict], found: dict) -> dict:  # row of the report
+    "Printed, and handed back"
+    l0 = d['looks'][step]['test']['l0']
+    print(f"{d['name']}, step {step}, L0 {l0:.1f}, FVU/{rival}: {found['ratio']:.4f}"
+        f" [{found['lo']:.4f}, {found['hi']:.4f}]")
+    return dict(row=d['name'], against=rival, step=int(step), l0=l0, between=[r['name'] for r in two]) | found
 
 
 if __name__ == '__main__':
@@ -198,7 +217,7 @@ if __name__ == '__main__':
         raise SystemExit
     if a.report: raise SystemExit(report())
     acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, 
-        settings=Settings(in_memory=False, progress=False))
+        settings=Settings(in_memory=False, progress=False, dtype='float32'))
     lm_eval = LMEval(acts.lm, acts.tokens['test'], acts.site, N_LM)
     for name, r in todo.items():
         path = OUT/f'{name}.json'

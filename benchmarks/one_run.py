@@ -1,4 +1,7 @@
-"""One SAE of a study, trained, judged and written down once: what `tokens.py` and `fair.py` share."""
+"""One SAE of a study, trained, judged and written down once: what `tokens.py`, `fair.py` and `lasts.py` share.
+
+A study names the precision of the language model. Left to the machine it would be bfloat16 on one and float32 on
+another, whose activations differ by a tenth of a percent, and a study that is finished elsewhere would mix both."""
 import logging
 import math
 import shutil
@@ -13,6 +16,7 @@ from jumprelu_sae.evaluate import LMEval, evaluate_activations
 from jumprelu_sae.recipe import Plan, train_plans
 from jumprelu_sae.tuning import line_through
 
+HOW = Settings(progress=False, in_memory=True, dtype='bfloat16')
 REACH = 1.5  # how far a line through two runs is followed beyond them, as a factor of L0
 NEAR, CORRECTED = 1.25, 2  # how far beside its runs an L0 may lie, as a factor; how often a coefficient is corrected
 
@@ -70,6 +74,9 @@ class Study:
         key = plan.key(acts.stream(plan.train.batch, plan.seed).identity())
         if path.exists():
             if Result.load(path).config['key'] == key: return
+            if part == 'tune':  # only chooses settings
+                logging.info('%s was made on other activations or by another version, and is kept', path)
+                return
             raise UserError(f'{path} is of other data or settings: move it away')
         began, folder = time.process_time(), cache_dir()/self.out.name/part/plan.name
         [sae] = train_plans([plan], acts, folder, Settings(progress=False, threads=1))

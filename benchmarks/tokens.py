@@ -8,8 +8,8 @@ Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe, held-out docume
 that of `fair.py`, whose settings and runs at L0 = 32 are taken over; the smallest is tuned here in the same way: six
 runs an architecture, three learning rates by the same second setting, judged on validation documents (Gated cannot be
 told an L0: its second setting is the coefficient, corrected as in `fair.py`, and FVU is read at 32 between two runs).
-The gap is judged on test documents. A run that ends beside L0 = 32 is read there along the slope of FVU in log L0 that Gated's two runs of the
-same budget and seed show.
+The gap is judged on test documents. A run that ends beside L0 = 32 is read there along the slope of FVU in log L0 that
+Gated's two runs of the same budget and seed show.
 
 Rule, written before any run: JumpReLU leads (trails) an architecture at a budget if the 95 % interval of the FVU ratio
 over documents and seeds lies below (above) 1; where an interval holds 1, nobody leads. "Gated overtakes between A and
@@ -26,10 +26,10 @@ from pathlib import Path
 
 import fair
 import numpy as np
-from one_run import Study, near, read_between, runs_until_near
+from one_run import HOW, Study, near, read_between, runs_until_near
 
 from jumprelu_sae.activations import activations
-from jumprelu_sae.core import Result, Settings, run_env, write_json
+from jumprelu_sae.core import Result, run_env, write_json
 from jumprelu_sae.frontier import resampled
 from jumprelu_sae.intervals import effective_documents, mean_intervals
 from jumprelu_sae.recipe import Plan, plan_sae
@@ -160,8 +160,7 @@ if __name__ == '__main__':
     a.add_argument('--budgets', nargs='*', type=int, choices=BUDGETS, default=BUDGETS)
     a = a.parse_args()
     if a.part != ['report']:
-        how = Settings(progress=False, in_memory=True)
-        STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=fair.N_TRAIN, settings=how)
+        STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=fair.N_TRAIN, settings=HOW)
     for part in a.part:
         if part == 'report': report()
         else: train(part, a.arch, a.budgets)

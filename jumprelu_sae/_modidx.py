@@ -1040,6 +1040,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'jumprelu_sae.frontier._outcome': ('frontier.html#_outcome', 'jumprelu_sae/frontier.py'),
                                        'jumprelu_sae.frontier._range': ('frontier.html#_range', 'jumprelu_sae/frontier.py'),
                                        'jumprelu_sae.frontier._ratio_sums': ('frontier.html#_ratio_sums', 'jumprelu_sae/frontier.py'),
+                                       'jumprelu_sae.frontier._same_activations': ( 'frontier.html#_same_activations',
+                                                                                    'jumprelu_sae/frontier.py'),
                                        'jumprelu_sae.frontier._scaled': ('frontier.html#_scaled', 'jumprelu_sae/frontier.py'),
                                        'jumprelu_sae.frontier._sentence': ('frontier.html#_sentence', 'jumprelu_sae/frontier.py'),
                                        'jumprelu_sae.frontier._somewhere_above': ( 'frontier.html#_somewhere_above',
