@@ -338,7 +338,9 @@ def test_half_precision_judges_and_splices(gemma2, arch):
         m, a = evaluate_activations(half, x, doc)
         d = ev.delta(half, full=True)[0]
         assert half.W_enc.dtype == dtype
-        assert [m[k] for k in ('fvu', 'l0')] == pytest.approx([m0[k] for k in ('fvu', 'l0')], rel=near)
+        assert m['fvu'] == pytest.approx(m0['fvu'], rel=near)
+        edge = 1/len(x) + 1e-9  # BatchTopK's threshold is a pre-activation of this batch: rounding may close that one
+        assert m['l0'] == pytest.approx(m0['l0'], rel=near, abs=edge)
         assert d['delta_lm_loss'] == pytest.approx(d0['delta_lm_loss'], abs=near)
         assert d['effective_l0'] == pytest.approx(d0['effective_l0'], rel=2*near)
         # counted, never rounded
