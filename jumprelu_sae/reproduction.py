@@ -473,7 +473,8 @@ def why_different(
         f'there)'
         for b in turned
     ]
-    return f'{said} The verdict is another one against {_listed(gaps)}: who leads depends on the length of the run.'
+    why = 'who leads depends on the length of the run and on what was tuned for it (`31_frontier`).'
+    return f'{said} The verdict is another one against {_listed(gaps)}: {why}'
 
 # %% ../nbs/50_reproduction.ipynb #5a500005
 def first_figure(

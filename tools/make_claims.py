@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 "Judge every claim from results/: writes results/claims.json (see nbs/45_claims.ipynb) and the front page's figures"
 from pathlib import Path
+from types import SimpleNamespace
 import matplotlib
 matplotlib.use('agg')
 from jumprelu_sae.claims import Evidence, write_claims
 from jumprelu_sae.core import writing
 from jumprelu_sae.dashboard import book, latents_figure
-from jumprelu_sae.reproduction import first_figure, main_run
+from jumprelu_sae.reproduction import first_figure
 
 if __name__ == '__main__':
     root = Path(__file__).resolve().parent.parent
     for r in write_claims(root/'results'):
         print(f"{r['id']:4} {r['verdict']:18} {r['wording'][:90]}")
     figures = dict(
-        findings=first_figure(main_run(Evidence(root / 'results'))),
+        findings=first_figure(SimpleNamespace(results=Evidence(root / 'results').results('fair'))),  # T3, T4, TB1
         latents=latents_figure(book(root / 'results' / 'latents' / 'book.json')),
     )
     for name, figure in figures.items():
