@@ -1,12 +1,12 @@
-"""What threads that wait for each other cost beside busy programs, and what helps: OMP_WAIT_POLICY.
+"""What threads that wait for each other cost beside busy programs, and what helps: threads that sleep, or a single one.
 
     python benchmarks/waiting.py [--out results/benchmarks/waiting.json] [--rounds 2] [--busy 2]
 
 Harvesting, training and judging in one process with a thread a core; as the machine is, and beside busy processes; with
-threads that spin while they wait (OpenMP's habit, which we leave as it is) and with threads that sleep (the environment
-variable OMP_WAIT_POLICY=PASSIVE). A cell, one load and one way of waiting, is a process of its own; cells are
-interleaved. The activations come from the cache ($JUMPRELU_SAE_CACHE); where they are missing, they are harvested
-first."""
+threads that spin while they wait (OpenMP's habit, which we leave as it is), with threads that sleep (the environment
+variable OMP_WAIT_POLICY=PASSIVE), and with one thread, which waits for nobody (as `--threads 1` has it). A cell, one
+load and one way of waiting, is a process of its own; cells are interleaved. The activations come from the cache
+($JUMPRELU_SAE_CACHE); where they are missing, they are harvested first."""
 import argparse
 import json
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from workers import busy
 
-POLICIES = dict(spin=None, sleep='PASSIVE')
+POLICIES = dict(spin={}, sleep={'OMP_WAIT_POLICY': 'PASSIVE'}, one_thread={'OMP_NUM_THREADS': '1'})  # environment
 ROWS, STEPS, PREDICTIONS = 16, 60, 256  # harvested rows of 128 tokens; steps of a TopK SAE; of the language model
 
 
@@ -60,7 +60,7 @@ def stages() -> dict:  # seconds of each
 
 def measure(policy: str, n_busy: int) -> dict:
     env = {k: v for k, v in os.environ.items() if k not in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY')}
-    if POLICIES[policy]: env['OMP_WAIT_POLICY'] = POLICIES[policy]
+    env |= POLICIES[policy]
     with busy(n_busy):
         command = [sys.executable, __file__, '--stages']
         said = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
