@@ -23,7 +23,8 @@ def row(folder: Path, load: str) -> dict:
     stages = {k: round(v, 1) for k, v in d['stages'].items()}
     if missing := {'model', 'activations', 'train', 'evaluate', 'interpret'} - stages.keys():
         raise SystemExit(f'{folder} found {", ".join(sorted(missing))} in the cache: run from an empty one')
-    return dict(load=load, means=LOADS[load], preset=d['preset']['name'], stages=stages, seconds=round(sum(stages.values()), 1),
+    return dict(load=load, means=LOADS[load], preset=d['preset']['name'], stages=stages,
+        seconds=round(sum(stages.values()), 1),
         peak_memory_gib=round(d['peak_memory_gib'], 2), env=d['env'])
 
 
