@@ -58,8 +58,10 @@ def rows() -> dict:
     for rate in (7e-4, 7e-3): out[f'jumprelu-0.001-threshold-lr-{rate:g}-seed0'] = J | dict(threshold_lr=rate)
     for coef in (4e-4, 2e-3):
         out[f'jumprelu-{coef:g}-threshold-lr-0.007-seed0'] = J | dict(coef=coef, threshold_lr=7e-3)
-    out['jumprelu-0.001-bandwidth-0.01-seed0'] = J | dict(bandwidth=.01)
-    out['jumprelu-0.001-auxk-seed0'] = J | dict(aux_coef=1/32)
+    for seed in (1, 2): out[f'jumprelu-0.001-threshold-lr-0.007-seed{seed}'] = J | dict(threshold_lr=7e-3, seed=seed)
+    for name, more in (('bandwidth-0.01', dict(bandwidth=.01)), ('auxk', dict(aux_coef=1/32))):
+        out[f'jumprelu-0.001-{name}-seed0'] = J | more
+        out[f'jumprelu-0.001-threshold-lr-0.007-{name}-seed0'] = J | dict(threshold_lr=7e-3) | more
     return out
 
 
