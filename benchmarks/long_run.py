@@ -41,6 +41,7 @@ SETTLED = .03  # largest change of L0 over the last fifth, as a share
 LOOKS = (1000, 3000, 10_000, 30_000)  # and every 10,000 steps after these
 DEAD_AFTER = 100_000  # tokens
 N_LM = 4096  # held-out predictions of the language-model loss
+INGREDIENTS = {'bandwidth-0.01': dict(bandwidth=.01), 'auxk': dict(aux_coef=1/32)}  # one at a time
 
 
 def rows() -> dict:
@@ -50,7 +51,7 @@ def rows() -> dict:
         for seed in seeds: out[f'jumprelu-{coef:g}-seed{seed}'] = dict(what='jumprelu', seed=seed, coef=coef)
     for k, seeds in ((32, (0, 1, 2)), (64, (0,)), (16, (0,))):
         for seed in seeds: out[f'topk-{k}-seed{seed}'] = dict(what='topk', seed=seed, k=k)
-    for coef, seeds in ((.06, (0,)), (.1, (0,)), (.12, (0, 1, 2)), (.3, (0,))):
+    for coef, seeds in ((.06, (0,)), (.1, (0, 1, 2)), (.12, (0, 1, 2)), (.3, (0,))):
         for seed in seeds:
             for name, free in (('gated-free', True), ('gated-unit', False)):
                 out[f'{name}-{coef:g}-seed{seed}'] = dict(what='gated', seed=seed, coef=coef, free_rows=free)
@@ -59,7 +60,7 @@ def rows() -> dict:
     for coef in (4e-4, 2e-3):
         out[f'jumprelu-{coef:g}-threshold-lr-0.007-seed0'] = J | dict(coef=coef, threshold_lr=7e-3)
     for seed in (1, 2): out[f'jumprelu-0.001-threshold-lr-0.007-seed{seed}'] = J | dict(threshold_lr=7e-3, seed=seed)
-    for name, more in (('bandwidth-0.01', dict(bandwidth=.01)), ('auxk', dict(aux_coef=1/32))):
+    for name, more in INGREDIENTS.items():
         out[f'jumprelu-0.001-{name}-seed0'] = J | more
         out[f'jumprelu-0.001-threshold-lr-0.007-{name}-seed0'] = J | dict(threshold_lr=7e-3) | more
     return out
@@ -174,7 +175,8 @@ def gap(three: list[Result], draws: int = 2000) -> dict:  # a row and the two ar
 def report() -> None:
     "At each look: rows of JumpReLU against each rival at equal L0, where there is one on both sides, or the other way"
     files = [read_json(p) for p in sorted(OUT.glob('*-seed0.json'))]
-    ours, out = [d for d in files if d['arch'] == 'jumprelu'], []
+    jumprelu, out = [d for d in files if d['arch'] == 'jumprelu'], []
+    ours = [d for d in jumprelu if ingredient(d['name']) is None]
     for d, rival in ((d, rival) for d in ours for rival in RIVALS):
         theirs = [r for r in files if r['name'].startswith(f'{rival}-')]
         for step in sorted(d['looks'], key=int):
@@ -184,7 +186,24 @@ def report() -> None:
         theirs = [r for r in files if r['name'].startswith(f'{rival}-')]
         if len(theirs) == 1: out += other_way(theirs[0], rival, ours)
     command = 'python benchmarks/long_run.py --report'
-    write_json(OUT.parent/'recipe'/'who_leads.json', dict(format=1, command=command, rows=out, env=run_env()))
+    changed = [r for d in jumprelu if ingredient(d['name']) for r in against_without(d, ours)]
+    write_json(OUT.parent/'recipe'/'who_leads.json',
+        dict(format=1, command=command, rows=out, ingredients=changed, env=run_env()))
+
+
+def ingredient(name: str) -> str|None:  # that a row has beside those of its kind
+    return next((k for k in INGREDIENTS if f'-{k}-' in name), None)
+
+
+def against_without(d: dict, ours: list[dict]) -> list[dict]:  # rows of the report
+    "A row with an ingredient against rows that have all else as it has, at its own L0"
+    rest = [r for r in ours if r['train']['threshold_lr'] == d['train']['threshold_lr']]
+    out = []
+    for step in sorted(d['looks'], key=int):
+        two = around(rest, step, d['looks'][step]['test']['l0'])
+        if two: out.append(said(d, f"without {ingredient(d['name'])}", step, two,
+            gap([at_look(r, step) for r in (d, *two)])))
+    return out
 
 
 def other_way(d: dict, rival: str, ours: list[dict]) -> list[dict]:  # rows of the report
