@@ -20,6 +20,8 @@ fifth; at 160,000 it ends whatever L0 does. Rows are written to results/long/<na
 stopped. Several processes may work on different rows. One thread each: OMP_NUM_THREADS=1."""
 import argparse
 import logging
+import math
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +31,7 @@ import numpy as np
 from jumprelu_sae.activations import activations
 from jumprelu_sae.core import Result, Settings, UserError, cache_dir, read_json, run_env, write_json
 from jumprelu_sae.evaluate import LMEval, evaluate_activations
-from jumprelu_sae.frontier import resampled
+from jumprelu_sae.frontier import falsifier, resampled
 from jumprelu_sae.intervals import effective_documents, mean_intervals
 from jumprelu_sae.recipe import PAPER, plan_sae
 from jumprelu_sae.train import Trainer, train_saes
@@ -57,7 +59,7 @@ def rows() -> dict:
                 out[f'{name}-{coef:g}-seed{seed}'] = dict(what='gated', seed=seed, coef=coef, free_rows=free)
     J = dict(what='jumprelu', seed=0, coef=1e-3)
     for rate in (7e-4, 7e-3): out[f'jumprelu-0.001-threshold-lr-{rate:g}-seed0'] = J | dict(threshold_lr=rate)
-    for coef in (4e-4, 2e-3):
+    for coef in (4e-4, 6e-4, 2e-3):
         out[f'jumprelu-{coef:g}-threshold-lr-0.007-seed0'] = J | dict(coef=coef, threshold_lr=7e-3)
     for seed in (1, 2): out[f'jumprelu-0.001-threshold-lr-0.007-seed{seed}'] = J | dict(threshold_lr=7e-3, seed=seed)
     for name, more in INGREDIENTS.items():
@@ -148,12 +150,64 @@ class Row:
         tr.saes[p.name].eval().finish(self.acts.scaler, self.acts.metadata()).save(cache_dir()/'long'/f'{p.name}-sae')
 
 
-RIVALS = ('topk', 'gated-free', 'gated-unit')
+OURS = {'to the letter': 'jumprelu-[0-9.]+', 'fast thresholds': 'jumprelu-[0-9.]+-threshold-lr-0.007'}
+RIVALS = {'TopK': 'topk-[0-9]+', 'Gated, unit rows': 'gated-unit-[0-9.]+', 'Gated, free rows': 'gated-free-[0-9.]+'}
 
 
 def at_look(d: dict, step: str) -> Result:  # of a row, held out
     look = d['looks'][step]
-    return Result(d['name'], dict(arch=d['arch'], seed=d['seed']), look['test'], look['sums'], {})
+    target = d['sae']['k' if d['arch'] == 'topk' else 'coef']
+    return Result(d['name'], dict(arch=d['arch'], seed=d['seed'], target=target), look['test'], look['sums'], {})
+
+
+def report() -> None:
+    "Who leads when, and what an ingredient changes"
+    files = [read_json(p) for p in sorted(OUT.glob('*-seed0.json'))]
+    def of(like): return [d for d in files if re.fullmatch(f'{like}-seed0', d['name'])]
+    rows = [r for mine, a in OURS.items() for rival, b in RIVALS.items() for r in leads(mine, rival, of(a), of(b))]
+    with_one = [d for d in files if ingredient(d['name'])]
+    ingredients = [r for d in with_one for r in against_without(d, of(OURS[kind_of(d)]))]
+    command = 'python benchmarks/long_run.py --report'
+    write_json(OUT.parent/'recipe'/'who_leads.json',
+        dict(format=2, command=command, rows=rows, ingredients=ingredients, env=run_env()))
+
+
+def leads(mine: str, rival: str, ours: list[dict], theirs: list[dict]) -> list[dict]:  # rows of the report
+    """At each look, the FVU ratio over all L0s that both have rows around; 95 % interval over documents. None at looks
+    where there are no such L0s"""
+    out = []
+    for step in sorted({s for d in ours for s in d['looks']}, key=int):
+        there, rest = ([at_look(d, step) for d in some if step in d['looks']] for some in (ours, theirs))
+        if not there or not rest: continue
+        v = falsifier(there + rest, 'jumprelu', rest[0].config['arch'], 'fvu')
+        if v.area is None: continue
+        ratio, lo, hi = (math.exp(x) for x in (v.area, *v.both))
+        out.append(dict(jumprelu=mine, against=rival, step=int(step), ratio=ratio, lo=lo, hi=hi, l0_from=v.l0s[0],
+            l0_to=v.l0s[-1]))
+        print('JumpReLU {jumprelu} against {against}, step {step}: {ratio:.4f} [{lo:.4f}, {hi:.4f}], L0 {l0_from:.0f} '
+            'to {l0_to:.0f}'.format(**out[-1]))
+    return out
+
+
+def ingredient(name: str) -> str|None:  # that a row has beside those of its kind
+    return next((k for k in INGREDIENTS if f'-{k}-' in name), None)
+
+
+def kind_of(d: dict) -> str: return 'fast thresholds' if d['train']['threshold_lr'] else 'to the letter'  # key of OURS
+
+
+def against_without(d: dict, rest: list[dict]) -> list[dict]:  # rows of the report
+    "A row with an ingredient at its own L0, against rows that have all else as it has, read between the nearest two"
+    out = []
+    for step in sorted(d['looks'], key=int):
+        l0 = d['looks'][step]['test']['l0']
+        two = around(rest, step, l0)
+        if not two: continue
+        found = gap([at_look(r, step) for r in (d, *two)])
+        out.append(dict(row=d['name'], ingredient=ingredient(d['name']), step=int(step), l0=l0,
+            between=[r['name'] for r in two]) | found)
+        print('{row}, step {step}, L0 {l0:.1f}: {ratio:.4f} [{lo:.4f}, {hi:.4f}]'.format(**out[-1]))
+    return out
 
 
 def around(rows: list[dict], step: str, l0: float) -> list[dict]:  # the nearest below and above; [] if a side is empty
@@ -170,59 +224,6 @@ def gap(three: list[Result], draws: int = 2000) -> dict:  # a row and the two ar
     iv = mean_intervals(v[:, None], effective_documents(three[0].arrays['sst']))
     lo, hi = np.exp(iv.both)
     return dict(ratio=float(np.exp(iv.mean)), lo=float(lo), hi=float(hi))
-
-
-def report() -> None:
-    "At each look: rows of JumpReLU against each rival at equal L0, where there is one on both sides, or the other way"
-    files = [read_json(p) for p in sorted(OUT.glob('*-seed0.json'))]
-    jumprelu, out = [d for d in files if d['arch'] == 'jumprelu'], []
-    ours = [d for d in jumprelu if ingredient(d['name']) is None]
-    for d, rival in ((d, rival) for d in ours for rival in RIVALS):
-        theirs = [r for r in files if r['name'].startswith(f'{rival}-')]
-        for step in sorted(d['looks'], key=int):
-            two = around(theirs, step, d['looks'][step]['test']['l0'])
-            if two: out.append(said(d, rival, step, two, gap([at_look(r, step) for r in (d, *two)])))
-    for rival in RIVALS:
-        theirs = [r for r in files if r['name'].startswith(f'{rival}-')]
-        if len(theirs) == 1: out += other_way(theirs[0], rival, ours)
-    command = 'python benchmarks/long_run.py --report'
-    changed = [r for d in jumprelu if ingredient(d['name']) for r in against_without(d, ours)]
-    write_json(OUT.parent/'recipe'/'who_leads.json',
-        dict(format=1, command=command, rows=out, ingredients=changed, env=run_env()))
-
-
-def ingredient(name: str) -> str|None:  # that a row has beside those of its kind
-    return next((k for k in INGREDIENTS if f'-{k}-' in name), None)
-
-
-def against_without(d: dict, ours: list[dict]) -> list[dict]:  # rows of the report
-    "A row with an ingredient against rows that have all else as it has, at its own L0"
-    rest = [r for r in ours if r['train']['threshold_lr'] == d['train']['threshold_lr']]
-    out = []
-    for step in sorted(d['looks'], key=int):
-        two = around(rest, step, d['looks'][step]['test']['l0'])
-        if two: out.append(said(d, f"without {ingredient(d['name'])}", step, two,
-            gap([at_look(r, step) for r in (d, *two)])))
-    return out
-
-
-def other_way(d: dict, rival: str, ours: list[dict]) -> list[dict]:  # rows of the report
-    "A rival that has a single row is compared at its own L0, and JumpReLU with fast thresholds is read there"
-    fast, out = [r for r in ours if r['train']['threshold_lr'] == 7e-3], []
-    for step in sorted(d['looks'], key=int):
-        two = around(fast, step, d['looks'][step]['test']['l0'])
-        if not two: continue
-        g = gap([at_look(r, step) for r in (d, *two)])
-        out.append(said(d, rival, step, two, dict(ratio=1/g['ratio'], lo=1/g['hi'], hi=1/g['lo'])))
-    return out
-
-
-def said(d: dict, rival: str, step: str, two: list[dict], found: dict) -> dict:  # row of the report
-    "Printed, and handed back"
-    l0 = d['looks'][step]['test']['l0']
-    print(f"{d['name']}, step {step}, L0 {l0:.1f}, FVU/{rival}: {found['ratio']:.4f}"
-        f" [{found['lo']:.4f}, {found['hi']:.4f}]")
-    return dict(row=d['name'], against=rival, step=int(step), l0=l0, between=[r['name'] for r in two]) | found
 
 
 if __name__ == '__main__':
