@@ -168,6 +168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.claims._beside_floor': ('claims.html#_beside_floor', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._common_l0': ('claims.html#_common_l0', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._compared': ('claims.html#_compared', 'jumprelu_sae/claims.py'),
+                                     'jumprelu_sae.claims._counted': ('claims.html#_counted', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._dense_curve': ('claims.html#_dense_curve', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._elsewhere': ('claims.html#_elsewhere', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._errors_at': ('claims.html#_errors_at', 'jumprelu_sae/claims.py'),

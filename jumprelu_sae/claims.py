@@ -127,9 +127,11 @@ METRICS_COMPARED = ('fvu', 'delta_lm_loss') # those that the claims are about
 
 def _found(e: Evidence, run: str, vs: list, verdict: str, **more) -> Finding: # of comparisons made in a run
     d = e.run(run)
-    n = f"{len(d['preset']['seeds'])} seeds, {max(v.n_docs for v in vs)} documents"
+    n = f"{_counted(len(d['preset']['seeds']), 'seed')}, {max(v.n_docs for v in vs)} documents"
     more |= dict(short='; '.join(map(_short, vs)))
     return Finding(' '.join(v.sentence for v in vs), verdict, n, e.minutes(run), d['env']['device'], **more)
+
+def _counted(n: int, what: str) -> str: return f"{n} {what}{'' if n == 1 else 's'}"
 
 def _absent() -> Finding: return Finding('its runs are not there yet', 'not yet tested')
 
@@ -201,7 +203,7 @@ def higher_error(
         if at and verdict != 'held':
             verdict = 'partly'
         said = f"{_places_above(at, v)}; over the whole range: {v.sentence.partition(': ')[2]}"
-        n = f'{len(v.seeds)} seeds, {v.n_docs} documents'
+        n = f"{_counted(len(v.seeds), 'seed')}, {v.n_docs} documents"
         numbers = dict(area=v.area, both=v.both, at=at)
         return Finding(said, verdict, n, e.minutes(run), e.run(run)['env']['device'], numbers)
 
@@ -354,7 +356,7 @@ def over_seeds(
         l0 = ', '.join(f"{r.metrics['l0']:.1f}" for r in ours)
         files = [e.json(f'long/{r.name}.json') for r in (*ours, *theirs)]
         value = f'at JumpReLU\'s L0 ({l0}) against {look(baseline).label}: {said}.'
-        n = f"{len(ours)} seeds, {len(ours[0].arrays['docs'])} documents"
+        n = f"{_counted(len(ours), 'seed')}, {len(ours[0].arrays['docs'])} documents"
         short = '; '.join(_said_by_seed(m, d, seeds=False) for m, d in found.items())
         return Finding(value, combine([_word_of(d['both']) for d in found.values()]), n,
             sum(d['seconds'] for d in files)/60, files[0]['env']['device'], found, short)
@@ -409,7 +411,7 @@ def dense_latents(
         said = '; '.join(f'{a} at L0 {l:.0f}: {100*y:.2f} % against {100*g:.2f} %' for a, l, y, g in rows)
         short = f'more at {sum(more)} of {len(more)} sparsities'
         verdict = 'held' if all(more) else 'refuted' if not any(more) else 'partly'
-        n = f"{len(rows)} comparisons, {len(d['preset']['seeds'])} seeds"
+        n = f"{_counted(len(rows), 'comparison')}, {_counted(len(d['preset']['seeds']), 'seed')}"
         return Finding(said, verdict, n, e.minutes(run), d['env']['device'], dict(rows=rows), short)
     return judge
 
