@@ -1969,6 +1969,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.sparse.find_topk': ('sparse.html#find_topk', 'jumprelu_sae/sparse.py'),
                                      'jumprelu_sae.sparse.group_maxima': ('sparse.html#group_maxima', 'jumprelu_sae/sparse.py'),
                                      'jumprelu_sae.sparse.has_sparse_step': ('sparse.html#has_sparse_step', 'jumprelu_sae/sparse.py'),
+                                     'jumprelu_sae.sparse.in_order': ('sparse.html#in_order', 'jumprelu_sae/sparse.py'),
                                      'jumprelu_sae.sparse.largest_of': ('sparse.html#largest_of', 'jumprelu_sae/sparse.py'),
                                      'jumprelu_sae.sparse.meeting_share': ('sparse.html#meeting_share', 'jumprelu_sae/sparse.py'),
                                      'jumprelu_sae.sparse.pair_products': ('sparse.html#pair_products', 'jumprelu_sae/sparse.py'),

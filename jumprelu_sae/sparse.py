@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCREENED', 'SCREEN_BELOW', 'BLOCK', 'BLOCK_ON_CARD', 'REENACTED', 'SPARSE_BELOW', 'DENSE_ABOVE', 'run_starts',
-           'Support', 'pair_products', 'Screen', 'where_true', 'above', 'above_by_screen', 'block_for', 'find_support',
-           'blocks_of', 'group_maxima', 'pairs_from', 'Line', 'few_candidates', 'all_candidates', 'largest_of',
-           'find_topk', 'bag', 'bags', 'weighted', 'SparseDecode', 'SparsePre', 'has_sparse_step', 'support_of',
-           'sparse_loss', 'support_share', 'choose_path', 'shares_of', 'meeting_share', 'calibrate']
+           'where_true', 'in_order', 'Support', 'pair_products', 'Screen', 'above', 'above_by_screen', 'block_for',
+           'find_support', 'blocks_of', 'group_maxima', 'pairs_from', 'Line', 'few_candidates', 'all_candidates',
+           'largest_of', 'find_topk', 'bag', 'bags', 'weighted', 'SparseDecode', 'SparsePre', 'has_sparse_step',
+           'support_of', 'sparse_loss', 'support_share', 'choose_path', 'shares_of', 'meeting_share', 'calibrate']
 
 # %% ../nbs/05_sparse.ipynb #3b60e146
 import math, time
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +28,21 @@ from .sae import SAE, SAEConfig, make_sae
 def run_starts(ids: Tensor, n: int) -> Tensor: # (n+1,): where the entries of 0, 1, … begin in a sorted list
     return torch.searchsorted(ids, torch.arange(n + 1, device=ids.device))
 
+def where_true(
+    hit: Tensor, # bool, any shape
+) -> Tensor: # positions in the flat tensor, int64, ascending
+    "As `nonzero`, by NumPy on a processor: one pass over bytes"
+    if hit.device.type != 'cpu': return hit.flatten().nonzero().squeeze(1)
+    return torch.from_numpy(np.flatnonzero(hit.numpy()))
+
+def in_order(
+    ids: Tensor, # (n,) int64, from 0 to below `most`
+    most: int,   # how many different ones there may be
+) -> Tensor: # (n,): positions in the order of ids; equal ones stay in the order in which they are
+    "A stable argsort; numbers of 16 bits are sorted by digits, which takes a tenth of the time of comparisons"
+    if ids.device.type != 'cpu' or most > 2**16: return torch.argsort(ids.int(), stable=True)
+    return torch.from_numpy(np.argsort(ids.numpy().astype(np.uint16), kind='stable'))
+
 @dataclass(eq=False)
 class Support:
     "The (example, latent) pairs that can have a gradient, sorted by latent"
@@ -38,7 +54,7 @@ class Support:
     @cached_property
     def latent_starts(self) -> Tensor: return run_starts(self.latent, self.d_sae) # (d_sae+1,)
     @cached_property
-    def by_row(self) -> Tensor: return torch.argsort(self.row.int(), stable=True) # the pairs in order of examples
+    def by_row(self) -> Tensor: return in_order(self.row, self.n_rows) # the pairs in order of examples
     @cached_property
     def row_starts(self) -> Tensor: return run_starts(self.row[self.by_row], self.n_rows) # (n_rows+1,)
 
@@ -102,16 +118,6 @@ class Screen:
 # %% ../nbs/05_sparse.ipynb #c0a25e03
 SCREENED, SCREEN_BELOW = 2**18, .06  # pairs screened at a time; share of candidates up to which that pays
 
-def where_true(
-    hit: Tensor, # bool, any shape
-) -> Tensor: # positions in the flat tensor, int64, ascending
-    "As `nonzero`, eight at a time first: most eights are empty"
-    flat = hit.flatten()
-    if len(flat) % 8 or flat.device.type != 'cpu': return flat.nonzero().squeeze(1)
-    eights = flat.view(torch.int64).nonzero().squeeze(1)
-    inside = flat.view(-1, 8).index_select(0, eights).flatten().nonzero().squeeze(1)
-    return (eights*8).index_select(0, inside >> 3) + (inside & 7)
-
 def above(
     x: Tensor, # what the encoder sees, (batch, d_in)
     w: Tensor, # some latents' rows, (n, d_in)
@@ -130,7 +136,7 @@ def above_by_screen(screen: Screen, x: Tensor, w: Tensor, cut: Tensor) -> tuple|
     latent = pos.div(len(x), rounding_mode='floor')
     s = Support(pos - latent*len(x), latent, len(x), len(w))
     v = pair_products(s, w, x)
-    keep = (v > cut.index_select(0, latent)).nonzero().squeeze(1)
+    keep = where_true(v > cut.index_select(0, latent))
     return tuple(t.index_select(0, keep) for t in (s.row, latent, v))
 
 # %% ../nbs/05_sparse.ipynb #234966c7
@@ -184,7 +190,7 @@ def group_maxima(z: Tensor, k: int) -> Tensor: # (n, batch) -> (≥ min(n, 4k), 
 
 def pairs_from(z: Tensor, i: int, bound: Tensor) -> tuple[Tensor, Tensor]: # latent·batch + example, pre-activation
     "The pairs of a block that are not below the bound, nor below 0"
-    pos = (z >= bound.clamp_min(0)).flatten().nonzero().squeeze(1)
+    pos = where_true(z >= bound.clamp_min(0))
     return pos + i*z.shape[1], z.flatten()[pos]
 
 # %% ../nbs/05_sparse.ipynb #ab231bd6
@@ -209,7 +215,7 @@ def few_candidates(x: Tensor, W: Tensor, b_enc: Tensor, k: int, joint: bool, ste
         bound = line.raised(z)
         parts.append(pairs_from(z, i, bound))
     pos, v = (torch.cat(o) for o in zip(*parts))
-    keep = (v >= (bound if joint else bound[pos % len(x)])).nonzero().squeeze(1)
+    keep = where_true(v >= (bound if joint else bound[pos % len(x)]))
     return pos[keep], v[keep]
 
 # %% ../nbs/05_sparse.ipynb #ab231bd8
@@ -238,8 +244,9 @@ def largest_of(pos: Tensor, v: Tensor, k: int, joint: bool, B: int) -> tuple:
         top = v.topk(min(k*B, len(v)), sorted=False)
         keep, last = top.indices, top.values
     else:  # a line of candidates for each example, filled up with -inf
-        by_row = (pos % B).argsort(stable=True)
-        row = (pos % B)[by_row]
+        row = pos % B
+        by_row = in_order(row, B)
+        row = row[by_row]
         starts = run_starts(row, B)
         lines = v.new_full((B, max(k, int(starts.diff().max()))), -math.inf)
         lines[row, torch.arange(len(row), device=v.device) - starts[row]] = v[by_row]
@@ -273,7 +280,7 @@ def find_topk(
     if step < len(W) and tied():
         pos, v = all_candidates(x, *how)
         chosen, _ = largest_of(pos, v, k, joint, B)
-    keep = chosen.nonzero().squeeze(1)
+    keep = where_true(chosen)
     pos, v = pos[keep], v[keep]
     latent = pos.div(B, rounding_mode='floor')
     return Support(pos - latent*B, latent, B, len(W)), v
@@ -296,7 +303,7 @@ def bags(
 
 # %% ../nbs/05_sparse.ipynb #1945c2ec
 def weighted(s: Support, w: Tensor) -> tuple[Support, Tensor]:  # the pairs whose weight is not 0, their weights
-    which = w.nonzero().squeeze(1)
+    which = where_true(w != 0)
     return s.part(which), (w if len(which) == len(w) else w.index_select(0, which))
 
 class SparseDecode(torch.autograd.Function):
