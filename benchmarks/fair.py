@@ -42,6 +42,7 @@ from one_run import HOW, Study, near, read_between, runs_until_near
 
 from jumprelu_sae.activations import activations
 from jumprelu_sae.core import read_json, run_env, write_json
+from jumprelu_sae.frontier import falsifier
 from jumprelu_sae.recipe import Plan, plan_sae
 from jumprelu_sae.tuning import line_through
 
@@ -161,13 +162,13 @@ def run_job(arch: str, l0: int, seed: int, extended: bool = True) -> Plan:
     return job(arch, l0, seed, **settings_at(arch, l0, extended))
 
 
-def tuned(arch: str) -> list[int]:  # L0s
-    return [l0 for l0 in TUNED_AT if all(STUDY.has('tune', j) for j in tuning_jobs(arch, l0))]
+def tuned(arch: str, extended: bool = True) -> list[int]:  # L0s
+    return [l0 for l0 in TUNED_AT if all(STUDY.has('tune', j) for j in tuning_jobs(arch, l0, extended))]
 
 
-def done(arch: str) -> dict:  # L0 -> its results, one a seed
-    there = set(tuned(arch))
-    jobs = {l0: [run_job(arch, l0, s) for s in SEEDS] for l0 in L0S if there.issuperset(tuned_around(l0))}
+def done(arch: str, extended: bool = True) -> dict:  # L0 -> its results, one a seed
+    there = set(tuned(arch, extended))
+    jobs = {l0: [run_job(arch, l0, s, extended) for s in SEEDS] for l0 in L0S if there.issuperset(tuned_around(l0))}
     ready = {l0: js for l0, js in jobs.items() if all(STUDY.has('run', j) for j in js)}
     return {l0: [STUDY.result('run', j) for j in js] for l0, js in ready.items()}
 
@@ -184,11 +185,14 @@ def report() -> None:
         said = ', '.join(f'{k} {v:.3g}' for k, v in w['settings'].items())
         print(f"{a:10} L0 {l0:3}: FVU {w['fvu']:.4f}, {said}{', at the edge' if w['edge'] else ''}")
     tuning = [(a, l0, j) for a in ARCHS for l0 in tuned(a) for j in tuning_jobs(a, l0)]
-    tried = [(a, l0, varied(j), STUDY.result('tune', j)) for a, l0, j in tuning]
+    first = {j.name for a in ARCHS for l0 in tuned(a) for j in first_jobs(a, l0)}
+    tried = [(a, l0, varied(j) | dict(further=j.name not in first), STUDY.result('tune', j)) for a, l0, j in tuning]
     every = [dict(arch=a, at=l0, **s, **{k: r.metrics[k] for k in ('l0', 'fvu', 'dead')}) for a, l0, s, r in tried]
     spent = math.fsum(r.config['seconds'] for *_, r in tried)
+    verdicts = dict(first=compared(extended=False), now=compared())
     command = 'python benchmarks/fair.py tune run report'
-    d = dict(format=1, command=command, runs_each=6, winners=table, rows=every, seconds=spent, env=run_env())
+    d = dict(format=1, command=command, runs_each=6, winners=table, rows=every, verdicts=verdicts, seconds=spent,
+        env=run_env())
     write_json(STUDY.out/'tuning.json', d)
     runs = {a: done(a) for a in ARCHS}
     all_of_them = [r for a in ARCHS for rs in runs[a].values() for r in rs]
@@ -203,6 +207,18 @@ def report() -> None:
         old, new = before_at(before, a, l0), [r.metrics for r in runs[a][l0]]
         said = (f"{k} {mean(old, k):.4f} -> {mean(new, k):.4f}" for k in ('l0', 'dead', 'fvu'))
         print(f"{a:10} {l0:3}: {', '.join(said)} ({len(new)} seeds)")
+
+
+def compared(extended: bool = True) -> dict:  # rival -> metric -> mean, lo, hi, verdict, l0s
+    "JumpReLU against each rival at equal L0, over documents and seeds"
+    runs = {a: [r for rs in done(a, extended).values() for r in rs] for a in ('jumprelu', 'topk', 'batchtopk', 'gated')}
+    if not all(runs.values()): return {}
+    out = {}
+    for rival, m in product(('topk', 'batchtopk', 'gated'), ('fvu', 'delta_lm_loss')):
+        v = falsifier(runs['jumprelu'] + runs[rival], 'jumprelu', rival, m)
+        out.setdefault(rival, {})[m] = dict(mean=v.area, both=v.both, verdict=v.verdict, l0s=[v.l0s[0], v.l0s[-1]])
+        print(f"{'extended' if extended else 'first six'}: {v.sentence}")
+    return out
 
 
 def before_at(results: list[dict], arch: str, l0: float) -> list[dict]:  # metrics, one of each seed
