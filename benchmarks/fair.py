@@ -190,9 +190,10 @@ def report() -> None:
     every = [dict(arch=a, at=l0, **s, **{k: r.metrics[k] for k in ('l0', 'fvu', 'dead')}) for a, l0, s, r in tried]
     spent = math.fsum(r.config['seconds'] for *_, r in tried)
     verdicts = dict(first=compared(extended=False), now=compared())
+    of_six = {a: {l0: winner(a, l0, extended=False) for l0 in tuned(a)} for a in ARCHS}
     command = 'python benchmarks/fair.py tune run report'
-    d = dict(format=1, command=command, runs_each=6, winners=table, rows=every, verdicts=verdicts, seconds=spent,
-        env=run_env())
+    d = dict(format=2, command=command, runs_each=6, winners=table, first=of_six, rows=every, verdicts=verdicts,
+        seconds=spent, env=run_env())
     write_json(STUDY.out/'tuning.json', d)
     runs = {a: done(a) for a in ARCHS}
     all_of_them = [r for a in ARCHS for rs in runs[a].values() for r in rs]
