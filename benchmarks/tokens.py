@@ -76,7 +76,7 @@ def winner(arch: str) -> dict:  # settings
 
 def settings_at(arch: str, n: int) -> dict:
     "Between the winners at both ends, straight in log tokens and log setting"
-    small, large = winner(arch), fair.settings_at(arch, AT, extended=False)
+    small, large = winner(arch), fair.settings_at(arch, AT)
     return fair.between((BUDGETS[0], BUDGETS[-1]), (small, large), n)
 
 
@@ -84,7 +84,7 @@ def taken_over(arch: str, n: int) -> bool: return n == BUDGETS[-1] and arch != '
 
 
 def gap_jobs(arch: str, n: int, seed: int) -> list[Plan]:
-    if taken_over(arch, n): return [fair.run_job(arch, AT, seed, extended=False)]
+    if taken_over(arch, n): return [fair.run_job(arch, AT, seed)]
     s = settings_at(arch, n)
     if arch != 'gated': return [job(arch, n, seed, **s)]
     coefs = [s['coef']*a for a in AROUND]
