@@ -193,7 +193,7 @@ def report() -> None:
     of_six = {a: {l0: winner(a, l0, extended=False) for l0 in tuned(a)} for a in ARCHS}
     command = 'python benchmarks/fair.py tune run report'
     d = dict(format=2, command=command, runs_each=6, winners=table, first=of_six, rows=every, verdicts=verdicts,
-        seconds=spent, env=run_env())
+        moved=moved(), seconds=spent, env=run_env())
     write_json(STUDY.out/'tuning.json', d)
     runs = {a: done(a) for a in ARCHS}
     all_of_them = [r for a in ARCHS for rs in runs[a].values() for r in rs]
@@ -219,6 +219,20 @@ def compared(extended: bool = True) -> dict:  # rival -> metric -> mean, lo, hi,
         v = falsifier(runs['jumprelu'] + runs[rival], 'jumprelu', rival, m)
         out.setdefault(rival, {})[m] = dict(mean=v.area, both=v.both, verdict=v.verdict, l0s=[v.l0s[0], v.l0s[-1]])
         print(f"{'extended' if extended else 'first six'}: {v.sentence}")
+    return out
+
+
+def moved() -> list[dict]:  # rows: arch, at, and metrics with the first six and now
+    "Where the further rates changed the settings: means over seeds on test documents"
+    out = []
+    for a in ARCHS:
+        old, new = done(a, extended=False), done(a)
+        for l0 in (l for l in new if l in old and new[l][0].name != old[l][0].name):
+            row = dict(arch=a, at=l0)
+            for when, rs in (('first', old[l0]), ('now', new[l0])):
+                row[when] = {k: mean([r.metrics for r in rs], k) for k in ('l0', 'fvu', 'dead', 'delta_lm_loss')}
+                row[when]['lr'] = rs[0].config['train']['lr']
+            out.append(row)
     return out
 
 
