@@ -13,7 +13,7 @@ second setting is the coefficient, and FVU is read at the wanted L0 between the 
 learning rate is slow to thin out), the coefficient is corrected along the line through two runs and the run repeated,
 at most twice: that finds the L0 which the others are told, so it does not count as tuning; the report says how many.
 
-The ladder of rates goes on at an edge. After these six, 17 of 20 winners had the largest or smallest rate tried, and
+The ladder of rates goes on at an edge. After these six, 16 of 20 winners had the largest or smallest rate tried, and
 the ladders had different tops. So, by one rule for all, written on 2026-11-29 when the tests of the first six had been
 seen: while the best rate is at an end of the ladder, the next one (twice or half as much) is tried, at most three
 times, with the winner's other setting (ReLU and Gated: with the coefficients that give the L0). The three changes of

@@ -632,7 +632,8 @@ LETTER = (
 FAST = ' but for thresholds that learn a hundred times faster'
 TUNED_THERE = (
     'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 1 million tokens, L0 8 to 256, three seeds, '
-    'SHORT recipe, each architecture tuned with this many tokens at L0 8, 16, 64 and 256'
+    'SHORT recipe, each architecture tuned with this many tokens at L0 8, 16, 64 and 256 until no best rate was at an '
+    'end'
 )
 
 # %% ../nbs/45_claims.ipynb #dff8d632
