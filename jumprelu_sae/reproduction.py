@@ -510,7 +510,7 @@ def _plot_sizes(ax, run: Run, main: Run|None) -> None: # mean difference and int
     ax.set_yticks(range(len(rivals)), [look(b).label for b in rivals])
     ax.set_ylim(len(rivals) - .5, -.5)
     both = '; hollow: committed run' if len(shown) > 1 else ''
-    ax.set(xlabel=f'FVU, {look(SUBJECT).label} against rival (%), mean over log L0')
+    ax.set(xlabel=f'FVU, {look(SUBJECT).label} against rival (%)\nmean over log L0')
     ax.set_title(f'How large on the whole? (95 % interval{both})', fontsize=10)
 
 # %% ../nbs/50_reproduction.ipynb #5a500008
