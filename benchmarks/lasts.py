@@ -44,13 +44,13 @@ def python_code() -> list[str]:
 
 def ranking() -> list[str]:
     "Best first"
-    def level(arch): return math.fsum(math.log(fair.winner(arch, l0)['fvu']) for l0 in AT)
+    def level(arch): return math.fsum(math.log(fair.MAIN.winner(arch, l0)['fvu']) for l0 in AT)
     return sorted(fair.ARCHS, key=level)
 
 
 def job(arch: str, l0: int, seed: int) -> Plan:
     told = None if arch in fair.BY_COEF else l0
-    settings = fair.settings_at(arch, l0)
+    settings = fair.MAIN.settings_at(arch, l0)
     return plan_sae(arch, 640, N, 2048, told, 'short', seed, name=f'{arch}-{l0}-seed{seed}', **settings)
 
 

@@ -76,7 +76,7 @@ def winner(arch: str) -> dict:  # settings
 
 def settings_at(arch: str, n: int) -> dict:
     "Between the winners at both ends, straight in log tokens and log setting"
-    small, large = winner(arch), fair.settings_at(arch, AT)
+    small, large = winner(arch), fair.MAIN.settings_at(arch, AT)
     return fair.between((BUDGETS[0], BUDGETS[-1]), (small, large), n)
 
 
@@ -84,7 +84,7 @@ def taken_over(arch: str, n: int) -> bool: return n == BUDGETS[-1] and arch != '
 
 
 def gap_jobs(arch: str, n: int, seed: int) -> list[Plan]:
-    if taken_over(arch, n): return [fair.run_job(arch, AT, seed)]
+    if taken_over(arch, n): return [fair.MAIN.run_job(arch, AT, seed)]
     s = settings_at(arch, n)
     if arch != 'gated': return [job(arch, n, seed, **s)]
     coefs = [s['coef']*a for a in AROUND]
@@ -92,11 +92,11 @@ def gap_jobs(arch: str, n: int, seed: int) -> list[Plan]:
 
 
 def has(arch: str, n: int, j: Plan) -> bool:
-    return fair.STUDY.has('run', j) if taken_over(arch, n) else STUDY.has('gap', j)
+    return fair.MAIN.study.has('run', j) if taken_over(arch, n) else STUDY.has('gap', j)
 
 
 def result(arch: str, n: int, j: Plan) -> Result:
-    return fair.STUDY.result('run', j) if taken_over(arch, n) else STUDY.result('gap', j)
+    return fair.MAIN.study.result('run', j) if taken_over(arch, n) else STUDY.result('gap', j)
 
 
 def read_at_32(results: list[Result], slope: float, draws: int) -> np.ndarray:  # log FVU at L0 = 32, (1 + draws,)

@@ -1,0 +1,62 @@
+"""Twice and four times as many latents, tuned where they are judged: `fair.py` at widths 4,096 and 8,192.
+
+    python benchmarks/wide.py tune run report --width 4096   # 8192 in the same way
+
+Layer 9 of Gemma 3 270M, batch 512, SHORT recipe, 999,936 tokens a run, as in `fair.py`; JumpReLU, TopK, BatchTopK and
+Gated. ReLU is left out: at 2,048 latents its FVU is far above everybody's, and its runs are the dearest.
+
+Tuned at L0 = 16 and 64 on validation documents, one seed, starting where `fair.py` ended: the best learning rate at
+2,048 latents, half of it and twice of it, each with the other settings that were best there; then, at the best of the
+three, the other value of the architecture's second setting (bandwidth, or how soon a latent counts as dead). Gated has
+two coefficients at each rate instead, about the one that was best at 2,048 latents, corrected until they give the L0.
+The ladder of rates goes on at an edge by the rule of `fair.py`. Judged on test documents at L0 = 16, 32 and 64 with
+three seeds; at 32 the settings are between those of 16 and 64, straight in the logarithms.
+
+Rule, written before any run: the rows T3w to TB1v of `45_claims`, which read results/fair-4096 and results/fair-8192,
+are judged as T3, T4 and TB1 are: better on FVU and on delta LM loss at equal L0, over documents and seeds. A row waits
+until its two architectures have all three L0s with three seeds.
+
+Every run is written when it ends, and is not repeated; a stopped one goes on where it stopped. Several processes may
+work at the same time if each is given its architecture: `--arch`. One thread each: OMP_NUM_THREADS=1."""
+from fair import BESIDE, BY_COEF, MAIN, Fair, arguments, second_settings, work
+
+from jumprelu_sae.recipe import Plan
+
+WIDTHS = 4096, 8192
+
+
+class Wide(Fair):
+    "A study that begins with the best settings at 2,048 latents"
+    archs, tuned_at, l0s = ('jumprelu', 'topk', 'batchtopk', 'gated'), (16, 64), (16, 32, 64)
+
+    def __init__(self, width: int):
+        super().__init__(f'fair-{width}', width)
+        self.command = f'python benchmarks/wide.py tune run report --width {width}'
+
+    def narrow(self, arch: str, l0: int) -> dict:  # the best settings at 2,048 latents
+        return MAIN.winner(arch, l0)['settings']
+
+    def rates(self, arch: str, l0: int) -> list[float]:
+        lr = self.narrow(arch, l0)['lr']
+        return [lr/2, lr, 2*lr]
+
+    def second_settings(self, arch: str, l0: int) -> list[dict]:  # two, the one of 2,048 latents first
+        best = self.narrow(arch, l0)
+        rest = {k: v for k, v in best.items() if k != 'lr'}
+        if arch in BY_COEF: return [dict(coef=rest['coef']*b) for b in BESIDE]
+        return [rest, *(m for m in second_settings(arch, l0) if m != rest)]
+
+    def first_jobs(self, arch: str, l0: int) -> list[Plan]:
+        if arch in BY_COEF: return super().first_jobs(arch, l0)
+        rest, other = self.second_settings(arch, l0)
+        jobs, rates = [self.job(arch, l0, 0, lr=lr, **rest) for lr in self.rates(arch, l0)], self.rates(arch, l0)
+        if not all(self.study.has('tune', j) for j in jobs): return jobs
+        best = self.best_of(arch, l0, jobs, rates)['settings']
+        return [*jobs, self.job(arch, l0, 0, lr=best['lr'], **other)]
+
+
+if __name__ == '__main__':
+    a = arguments(__doc__, Wide.archs)
+    a.add_argument('--width', type=int, choices=WIDTHS, required=True)
+    a = a.parse_args()
+    work(Wide(a.width), a)
