@@ -195,6 +195,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.claims._threads': ('claims.html#_threads', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._tuned': ('claims.html#_tuned', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._turned': ('claims.html#_turned', 'jumprelu_sae/claims.py'),
+                                     'jumprelu_sae.claims._wider': ('claims.html#_wider', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._word_of': ('claims.html#_word_of', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.and_meaning': ('claims.html#and_meaning', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims.as_relevant': ('claims.html#as_relevant', 'jumprelu_sae/claims.py'),

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['MAIN', 'LONG', 'AT_STEP', 'VERDICTS', 'METRICS_COMPARED', 'MARGIN', 'DOMINATED_FROM', 'SEEDED', 'LEAST_SEEDS', 'RISE',
            'SHARE', 'ABLATION', 'PAPER', 'PITH', 'BIG', 'SMALL', 'RUN', 'FRONTIER', 'PLACES', 'ZERO', 'SIZE', 'LATENTS',
-           'LETTER', 'FAST', 'TUNED_THERE', 'CLAIMS', 'TUNED_SHORT', 'FRONT', 'Evidence', 'Finding', 'Claim',
-           'long_files', 'long_run', 'combine', 'lower_error', 'not_worse', 'higher_error', 'dominates', 'by_dominance',
-           'or_dominance', 'gap_by_seed', 'over_seeds', 'dense_latents', 'estimator', 'learning_theta', 'who_receives',
-           'derived_and_ablated', 'seeds_and_splits', 'unjudged', 'goes_down', 'similar_meaning', 'and_meaning',
-           'as_relevant', 'judged', 'write_claims', 'claim_table', 'findings', 'place_rows', 'news', 'negative',
-           'spent']
+           'LETTER', 'FAST', 'TUNED_THERE', 'WIDER', 'TUNED_WIDER', 'CLAIMS', 'TUNED_SHORT', 'FRONT', 'Evidence',
+           'Finding', 'Claim', 'long_files', 'long_run', 'combine', 'lower_error', 'not_worse', 'higher_error',
+           'dominates', 'by_dominance', 'or_dominance', 'gap_by_seed', 'over_seeds', 'dense_latents', 'estimator',
+           'learning_theta', 'who_receives', 'derived_and_ablated', 'seeds_and_splits', 'unjudged', 'goes_down',
+           'similar_meaning', 'and_meaning', 'as_relevant', 'judged', 'write_claims', 'claim_table', 'findings',
+           'place_rows', 'news', 'negative', 'spent']
 
 # %% ../nbs/45_claims.ipynb #6c8bf980
 import math
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable
 
@@ -635,6 +635,11 @@ TUNED_THERE = (
     'SHORT recipe, each architecture tuned with this many tokens at L0 8, 16, 64 and 256 until no best rate was at an '
     'end'
 )
+WIDER = {'w': 4096, 'v': 8192}  # end of a row's id -> latents; results/fair-4096 and results/fair-8192
+TUNED_WIDER = (
+    'Gemma 3 270M (4-bit conversion), layer 9 residual, {:,} latents, 1 million tokens, L0 16 to 64, three seeds, SHORT '
+    'recipe, each architecture tuned with this many tokens at L0 16 and 64'
+)
 
 # %% ../nbs/45_claims.ipynb #dff8d632
 def _long(id: str, of: str, wording: str, rule: str, judge: Callable, but: str = '') -> Claim:  # of a long run
@@ -663,6 +668,23 @@ def _tuned(id: str, of: str, wording: str, rule: str, judge: Callable, reason: s
         where=FRONTIER,
         command='python benchmarks/fair.py tune run report',
         judge=judge,
+    )
+
+def _wider(end: str, id: str, rival: str) -> Claim:  # T3w to TB1v
+    width = WIDER[end]
+    claim = _tuned(
+        id,
+        dict(T3='C3', T4='C4', TB1='B1')[id],
+        f'JumpReLU beats {look(rival).label}',
+        'better on both metrics (rule of 2026-11-29)',
+        lower_error(rival, run=f'fair-{width}'),
+    )
+    return replace(
+        claim,
+        id=id + end,
+        wording=claim.wording.replace('where it is judged', f'where it is judged, {width:,} latents'),
+        ours=TUNED_WIDER.format(width),
+        command=f'python benchmarks/wide.py tune run report --width {width}',
     )
 
 def _elsewhere(i: int, run: str, place: str) -> Claim:  # S0 to S4
@@ -957,6 +979,7 @@ CLAIMS += [
         dense_latents(run='fair'),
         'none: a count',
     ),
+    *(_wider(end, *which) for end in WIDER for which in (('T3', 'gated'), ('T4', 'topk'), ('TB1', 'batchtopk'))),
 ]
 
 # %% ../nbs/45_claims.ipynb #0d1edf85
