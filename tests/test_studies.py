@@ -1,4 +1,6 @@
-"""What the studies in benchmarks/ share: a coefficient is corrected until the wanted L0 lies between two runs"""
+"""What the studies in benchmarks/ share: a coefficient is corrected until the wanted L0 lies between two runs, a ladder
+of learning rates goes on at an edge, and a wider SAE's tuning begins where the narrow one's ended"""
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace as Bag
@@ -7,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'benchmarks'))
 from one_run import CORRECTED, read_between, runs_until_near  # noqa: E402
+from wide import Wide  # noqa: E402
 
 
 class Law:
@@ -47,3 +50,57 @@ def test_uncorrected_reading_would_flatter():
     "Why: the line is followed only so far, and there FVU is lower than at the wanted L0"
     l0s = [60, 30]
     assert read_between(l0s, [v**-.3 for v in l0s], 8) < 8**-.3
+
+
+class Bowl:
+    "A study of told architectures whose runs end at once: FVU is least at a learning rate and at one second setting"
+    def __init__(self, best_lr: float, best_dead_after: int = 25_000):
+        self.best, self.ended = (best_lr, best_dead_after), {}
+
+    def has(self, part, job): return (part, job.name) in self.ended
+    def result(self, part, job): return self.ended[part, job.name]
+
+    def train_all(self, part, jobs, target):
+        while waiting := [j for j in jobs() if not self.has(part, j)]: self.train(part, waiting[0], target)
+
+    def train(self, part, job, target):
+        lr, dead_after = self.best
+        fvu = .1 + math.log(job.train.lr/lr)**2 + .01*(job.train.dead_after != dead_after)
+        self.ended[part, job.name] = Bag(metrics=dict(fvu=fvu, dead=0., l0=target), config={})
+
+
+@pytest.fixture
+def wide():
+    study = Wide(4096)
+    study.narrow = lambda arch, l0: dict(lr=.002, dead_after=8000)
+    return study
+
+
+def tried(wide, best_lr):
+    wide.study = Bowl(best_lr)
+    wide.train('tune', ('topk',), (16,))
+    return [(j.train.lr, j.train.dead_after) for j in wide.tuning_jobs('topk', 16)]
+
+
+def test_a_width_begins_where_the_narrow_one_ended(wide):
+    "Three rates about the best with its other setting, then the other value at the best of the three"
+    assert tried(wide, .002) == [(.001, 8000), (.002, 8000), (.004, 8000), (.002, 25_000)]
+    assert wide.winner('topk', 16)['settings'] == dict(lr=.002, dead_after=25_000)
+    assert not wide.winner('topk', 16)['edge']
+    assert {j.cfg.d_sae for j in wide.tuning_jobs('topk', 16)} == {4096}
+
+
+@pytest.mark.parametrize('best_lr, further, edge', [(.008, [.008, .016], False), (.001, [.0005], False),
+    (.1, [.008, .016, .032], True)])
+def test_a_ladder_goes_on_at_an_edge(wide, best_lr, further, edge):
+    assert [lr for lr, _ in tried(wide, best_lr)[4:]] == further
+    assert wide.winner('topk', 16)['edge'] is edge
+
+
+def test_a_width_is_reported_when_all_its_sparsities_are_there(wide):
+    tried(wide, .002)
+    wide.train('tune', ('topk',), (64,))
+    for l0 in (16, 32): wide.train('run', ('topk',), (l0,))
+    assert wide.done('topk') == {}
+    wide.train('run', ('topk',), (64,))
+    assert [len(rs) for rs in wide.done('topk').values()] == [3, 3, 3]
