@@ -98,18 +98,19 @@ def before_at(results: list[dict], arch: str, l0: float) -> list[dict]:  # metri
 
 
 class Fair:
-    """A study at one width: how it tunes, what it takes from that, and what it reports. `wide.py` tunes in another way"""
+    """A study at one width and number of tokens: how it tunes, what it takes from that, and what it reports"""
     command = 'python benchmarks/fair.py tune run report'
     archs, tuned_at, l0s = ARCHS, TUNED_AT, L0S
 
-    def __init__(self, name: str = 'fair', width: int = 2048):
-        self.study, self.width = Study(HERE/name, n_lm=N_LM), width
+    def __init__(self, name: str = 'fair', width: int = 2048, n: int = N):
+        self.study, self.width, self.n = Study(HERE/name, n_lm=N_LM), width, n
 
     def job(self, arch: str, l0: float, seed: int, **settings) -> Plan:
         said = '-'.join(f'{k}{v:.3g}' for k, v in settings.items())
-        told = None if arch in BY_COEF else l0
-        name = f'{arch}-{l0}-{said}-seed{seed}'
-        return plan_sae(arch, 640, N, self.width, told, 'short', seed, name=name, **settings)
+        name, told = f'{arch}-{self.place(l0)}-{said}-seed{seed}', None if arch in BY_COEF else l0
+        return plan_sae(arch, 640, self.n, self.width, told, 'short', seed, name=name, **settings)
+
+    def place(self, l0: float) -> float: return l0  # what a run's name says of where it belongs
 
     def second_settings(self, arch: str, l0: int) -> list[dict]:  # two
         return second_settings(arch, l0)
@@ -126,7 +127,8 @@ class Fair:
         if arch == 'jumprelu' and l0 == 8:
             usual = dict(lr=2e-3, bandwidth=.05, start=.5, threshold_lr=.01)
             return [self.job(arch, l0, 0, **(usual | one)) for one in AT_8]
-        return [self.job(arch, l0, 0, lr=lr, **m) for lr, m in product(RATES[arch], self.second_settings(arch, l0))]
+        grid = product(self.rates(arch, l0), self.second_settings(arch, l0))
+        return [self.job(arch, l0, 0, lr=lr, **m) for lr, m in grid]
 
     def tuning_jobs(self, arch: str, l0: int, extended: bool = True) -> list[Plan]:
         "The first ones, and those at further rates as far as the runs that are there ask for them"
@@ -238,8 +240,33 @@ class Fair:
             self.study.train_all(part, lambda: self.tuning_jobs(arch, l0), l0)
 
 
+class Onward(Fair):
+    """A study that begins tuning where another ended: three rates about the best there, and at the best of the three
+    the other value of the architecture's second setting"""
+    def begin(self, arch: str, l0: int) -> dict:  # the settings that were best there
+        raise NotImplementedError
+
+    def rates(self, arch: str, l0: int) -> list[float]:
+        lr = self.begin(arch, l0)['lr']
+        return [lr/2, lr, 2*lr]
+
+    def second_settings(self, arch: str, l0: int) -> list[dict]:  # two, that of the beginning first
+        began = self.begin(arch, l0)
+        if arch in BY_COEF: return [dict(coef=began['coef']*b) for b in BESIDE]
+        def away(m): return math.fsum(abs(math.log(began[k]/v)) for k, v in m.items())
+        return sorted(second_settings(arch, l0), key=away)
+
+    def first_jobs(self, arch: str, l0: int) -> list[Plan]:
+        if arch in BY_COEF: return super().first_jobs(arch, l0)
+        rates, (rest, other) = self.rates(arch, l0), self.second_settings(arch, l0)
+        jobs = [self.job(arch, l0, 0, lr=lr, **rest) for lr in rates]
+        if not all(self.study.has('tune', j) for j in jobs): return jobs
+        best = self.best_of(arch, l0, jobs, rates)['settings']
+        return [*jobs, self.job(arch, l0, 0, lr=best['lr'], **other)]
+
+
 class Main(Fair):
-    """The study at 2,048 latents. Its report also says what its further rates changed and what dead shares were before"""
+    """The study at 2,048 latents. Its report also says what its further rates changed, and dead shares before it"""
     def report(self) -> None:
         super().report()
         before = read_json(HERE/'laptop-full'/'results.json')['results']

@@ -1,13 +1,20 @@
-"""The gap against tokens: who leads at L0 = 32 after 62 thousand to a million training tokens?
+"""The gap against tokens: who leads at L0 = 32 after 62 thousand to 1.8 million training tokens?
 
-    python benchmarks/tokens.py tune     # six runs an architecture at the smallest budget
-    python benchmarks/tokens.py gap      # three seeds at five budgets, settings interpolated in log tokens
+    python benchmarks/tokens.py tune     # at the smallest budget and at the largest
+    python benchmarks/tokens.py gap      # three seeds at six budgets, settings interpolated in log tokens
     python benchmarks/tokens.py report   # FVU ratios to JumpReLU with intervals, from what is there
 
-Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe, held-out documents as everywhere. The largest budget is
-that of `fair.py`, whose settings and runs at L0 = 32 are taken over; the smallest is tuned here in the same way: six
-runs an architecture, three learning rates by the same second setting, judged on validation documents (Gated cannot be
-told an L0: its second setting is the coefficient, corrected as in `fair.py`, and FVU is read at 32 between two runs).
+Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe, held-out documents as everywhere. A million tokens are
+the budget of `fair.py`, whose settings and runs at L0 = 32 are taken over; the smallest is tuned here in the same way:
+six runs an architecture, three learning rates by the same second setting, judged on validation documents (Gated cannot
+be told an L0: its second setting is the coefficient, corrected as in `fair.py`, and FVU is read at 32 between two
+runs). The largest budget is every activation of the training side once. It begins where the million ended, as a width
+does (`wide.py`): the rate that was best there, half and twice of it, and at the best of the three the other value of
+the second setting. At both ends the ladder of rates goes on at an edge, by the rule of `fair.py`. Settings between two
+budgets that were tuned are straight in log tokens. (The largest budget, and going on at an edge, were added on
+2026-11-29, when the gap of the first five budgets had been seen; one winner, Gated's at the smallest, had been at an
+edge. The report keeps what the first six gave.)
+
 The gap is judged on test documents. A run that ends beside L0 = 32 is read there along the slope of FVU in log L0 that
 Gated's two runs of the same budget and seed show.
 
@@ -26,17 +33,17 @@ from pathlib import Path
 
 import fair
 import numpy as np
-from one_run import HOW, Study, near, read_between, runs_until_near
+from one_run import HOW, Study, near, runs_until_near
 
 from jumprelu_sae.activations import activations
 from jumprelu_sae.core import Result, run_env, write_json
 from jumprelu_sae.frontier import resampled
 from jumprelu_sae.intervals import effective_documents, mean_intervals
-from jumprelu_sae.recipe import Plan, plan_sae
+from jumprelu_sae.recipe import Plan
 
 STUDY = Study(Path(__file__).parent.parent/'results'/'tokens')
 ARCHS = ('jumprelu', 'topk', 'batchtopk', 'gated')
-BUDGETS = (62_464, 124_928, 249_856, 499_712, fair.N)
+BUDGETS = (62_464, 124_928, 249_856, 499_712, fair.N, fair.N_TRAIN)
 SEEDS = (0, 1, 2)
 AT = 32  # the L0 of the comparison
 LRS = (4e-3, 8e-3, 1.6e-2)  # at the smallest budget
@@ -44,51 +51,51 @@ COEFS = (.12, .19)  # there, of Gated: about L0 = 32
 AROUND = .88, 1.14  # Gated's two coefficients about the one that should give L0 = 32
 
 
-def job(arch: str, n: int, seed: int, **settings) -> Plan:  # one run
-    said = '-'.join(f'{k}{v:.3g}' for k, v in settings.items())
-    l0 = None if arch == 'gated' else AT
-    return plan_sae(arch, 640, n, 2048, l0, 'short', seed, name=f'{arch}-{n}-{said}-seed{seed}', **settings)
+class Here:
+    "What both ends have in common: this study's folder, and names that say how many tokens"
+    archs, tuned_at = ARCHS, (AT,)
+
+    def __init__(self, n: int):
+        super().__init__('tokens', n=n)
+        self.study = STUDY
+
+    def place(self, l0: float) -> int: return self.n
 
 
-def tuning_jobs(arch: str) -> list[Plan]:  # six, at the smallest budget
-    if arch == 'gated': return [j for lr in LRS for j in gated_at(lr)]
-    return [job(arch, BUDGETS[0], 0, lr=lr, **m) for lr in LRS for m in fair.second_settings(arch, AT)]
+class Smallest(Here, fair.Fair):
+    def rates(self, arch: str, l0: int) -> list[float]: return list(LRS)
+
+    def second_settings(self, arch: str, l0: int) -> list[dict]:
+        return [dict(coef=c) for c in COEFS] if arch == 'gated' else fair.second_settings(arch, l0)
 
 
-def gated_at(lr: float) -> list[Plan]:  # two runs, and corrected ones where these end far from L0 = 32
-    return runs_until_near(STUDY, 'tune', lambda c: job('gated', BUDGETS[0], 0, lr=lr, coef=c), COEFS, AT)
+class Largest(Here, fair.Onward):
+    def begin(self, arch: str, l0: int) -> dict: return fair.MAIN.settings_at(arch, l0)
 
 
-def winner(arch: str) -> dict:  # settings
-    "The best at the smallest budget on validation documents; FVU of Gated is read at L0 = 32"
-    if arch != 'gated':
-        best = min(tuning_jobs(arch), key=lambda j: STUDY.result('tune', j).metrics['fvu'])
-        return fair.varied(best)
-    best = None
-    for lr in LRS:
-        pair = near([STUDY.result('tune', j) for j in gated_at(lr)], AT)
-        l0s = [r.metrics['l0'] for r in pair]
-        tried = dict(fvu=[r.metrics['fvu'] for r in pair], coef=[r.config['sae']['coef'] for r in pair])
-        read = {k: read_between(l0s, v, AT) for k, v in tried.items()}
-        if best is None or read['fvu'] < best['fvu']: best = read | dict(lr=lr)
-    return {k: best[k] for k in ('lr', 'coef')}
+ENDS = {BUDGETS[0]: Smallest(BUDGETS[0]), BUDGETS[-1]: Largest(BUDGETS[-1])}
 
 
-def settings_at(arch: str, n: int) -> dict:
-    "Between the winners at both ends, straight in log tokens and log setting"
-    small, large = winner(arch), fair.MAIN.settings_at(arch, AT)
-    return fair.between((BUDGETS[0], BUDGETS[-1]), (small, large), n)
+def tuning_jobs(arch: str, n: int) -> list[Plan]: return ENDS[n].tuning_jobs(arch, AT)
 
 
-def taken_over(arch: str, n: int) -> bool: return n == BUDGETS[-1] and arch != 'gated'  # the run is one of `fair.py`
+def settings_at(arch: str, n: int, extended: bool = True) -> dict:
+    "The winner at a budget that was tuned; else between the winners at 62 thousand and a million"
+    if n == fair.N: return fair.MAIN.settings_at(arch, AT)
+    if n in ENDS: return ENDS[n].winner(arch, AT, extended)['settings']
+    small, large = settings_at(arch, BUDGETS[0], extended), settings_at(arch, fair.N)
+    return fair.between((BUDGETS[0], fair.N), (small, large), n)
 
 
-def gap_jobs(arch: str, n: int, seed: int) -> list[Plan]:
+def taken_over(arch: str, n: int) -> bool: return n == fair.N and arch != 'gated'  # the run is one of `fair.py`
+
+
+def gap_jobs(arch: str, n: int, seed: int, extended: bool = True) -> list[Plan]:
     if taken_over(arch, n): return [fair.MAIN.run_job(arch, AT, seed)]
-    s = settings_at(arch, n)
-    if arch != 'gated': return [job(arch, n, seed, **s)]
+    s, at = settings_at(arch, n, extended), ENDS.get(n) or Smallest(n)
+    if arch != 'gated': return [at.job(arch, AT, seed, **s)]
     coefs = [s['coef']*a for a in AROUND]
-    return runs_until_near(STUDY, 'gap', lambda c: job(arch, n, seed, lr=s['lr'], coef=c), coefs, AT)
+    return runs_until_near(STUDY, 'gap', lambda c: at.job(arch, AT, seed, lr=s['lr'], coef=c), coefs, AT)
 
 
 def has(arch: str, n: int, j: Plan) -> bool:
@@ -99,6 +106,11 @@ def result(arch: str, n: int, j: Plan) -> Result:
     return fair.MAIN.study.result('run', j) if taken_over(arch, n) else STUDY.result('gap', j)
 
 
+def tuned(arch: str, n: int, extended: bool = True) -> bool:  # are the runs there that settings at this budget rest on?
+    ends = [n] if n in ENDS else [BUDGETS[0]]
+    return all(STUDY.has('tune', j) for e in ends for j in ENDS[e].tuning_jobs(arch, AT, extended))
+
+
 def read_at_32(results: list[Result], slope: float, draws: int) -> np.ndarray:  # log FVU at L0 = 32, (1 + draws,)
     y, x = (np.log(resampled(results, k, draws)) for k in ('fvu', 'l0'))
     if len(results) == 1: return y[:, 0] + slope*(math.log(AT) - x[:, 0])
@@ -106,13 +118,13 @@ def read_at_32(results: list[Result], slope: float, draws: int) -> np.ndarray:  
     return ya + (yb - ya)*(math.log(AT) - xa)/(xb - xa)
 
 
-def report(draws: int = 2000) -> dict:
-    "Ratio of JumpReLU's FVU to each of the others at L0 = 32, by budget"
+def ratios(extended: bool = True, draws: int = 2000) -> list[dict]:  # rows: tokens, against, ratio, lo, hi, a word
+    "JumpReLU's FVU to each of the others at L0 = 32, by budget, where all runs are there"
     rows = []
-    for n in BUDGETS:
+    for n in (n for n in BUDGETS if all(tuned(a, n, extended) for a in ARCHS)):
         logs, used = {}, []
         for seed in SEEDS:
-            jobs = {a: gap_jobs(a, n, seed) for a in ARCHS}
+            jobs = {a: gap_jobs(a, n, seed, extended) for a in ARCHS}
             if not all(has(a, n, j) for a, js in jobs.items() for j in js): continue
             rs = {a: near([result(a, n, j) for j in js], AT) for a, js in jobs.items()}
             l0s, fvus = ([r.metrics[k] for r in rs['gated']] for k in ('l0', 'fvu'))
@@ -128,25 +140,28 @@ def report(draws: int = 2000) -> dict:
             word = 'leads' if hi < 1 else 'trails' if lo > 1 else 'level'
             ratio = dict(ratio=float(np.exp(iv.mean)), lo=float(lo), hi=float(hi))
             rows.append(dict(tokens=n, against=a, **ratio, jumprelu=word, seeds=used))
-            print(f'{n:9,} tokens, JumpReLU/{a}: {np.exp(iv.mean):.3f} [{lo:.3f}, {hi:.3f}] {word} ({len(used)} seeds)')
-    chosen = {a: {n: settings_at(a, n) for n in BUDGETS} for a in ARCHS}
-    command = 'python benchmarks/tokens.py report'
-    ours = [(p, j) for a in ARCHS for p, js in all_jobs(a) for j in js if STUDY.has(p, j)]
-    spent = math.fsum(STUDY.result(p, j).config['seconds'] for p, j in ours)
-    d = dict(format=1, command=command, at_l0=AT, rows=rows, settings=chosen, seconds=spent, env=run_env())
+            said = f'{np.exp(iv.mean):.3f} [{lo:.3f}, {hi:.3f}] {word} ({len(used)} seeds)'
+            print(f"{'' if extended else 'first six: '}{n:9,} tokens, JumpReLU/{a}: {said}")
+    return rows
+
+
+def report() -> dict:
+    "Ratios, with what the first six tuning runs at the smallest budget gave"
+    first, rows = ratios(extended=False), ratios()
+    chosen = {a: {n: settings_at(a, n) for n in BUDGETS if tuned(a, n)} for a in ARCHS}
+    wins = {n: {a: end.winner(a, AT) for a in ARCHS if tuned(a, n)} for n, end in ENDS.items()}
+    spent = math.fsum(Result.load(p).config['seconds'] for p in sorted(STUDY.out.glob('*/runs/*.json')))
+    d = dict(format=2, command='python benchmarks/tokens.py tune gap report', at_l0=AT, rows=rows, first=first,
+        winners=wins, settings=chosen, seconds=spent, env=run_env())
     write_json(STUDY.out/'tokens.json', d)
     return d
-
-
-def all_jobs(arch: str) -> list:  # (part, its runs) of this study; those of `fair.py` are counted there
-    gap = [j for n in BUDGETS if not taken_over(arch, n) for s in SEEDS for j in gap_jobs(arch, n, s)]
-    return [('tune', tuning_jobs(arch)), ('gap', gap)]
 
 
 def train(part: str, archs: tuple, budgets: tuple) -> None:
     "All runs of a part that are not there yet"
     if part == 'tune':
-        for a in archs: STUDY.train_all(part, lambda: tuning_jobs(a), AT)
+        for n, a in product((n for n in budgets if n in ENDS), archs):
+            STUDY.train_all(part, lambda: tuning_jobs(a, n), AT)
         return
     for n, a, s in product(budgets, archs, SEEDS):
         if not taken_over(a, n): STUDY.train_all(part, lambda: gap_jobs(a, n, s), AT)

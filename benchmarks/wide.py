@@ -18,14 +18,12 @@ until its two architectures have all of these L0s with three seeds.
 
 Every run is written when it ends, and is not repeated; a stopped one goes on where it stopped. Several processes may
 work at the same time if each is given its architecture: `--arch`. One thread each: OMP_NUM_THREADS=1."""
-from fair import BESIDE, BY_COEF, MAIN, Fair, arguments, second_settings, work
-
-from jumprelu_sae.recipe import Plan
+from fair import MAIN, Onward, arguments, work
 
 JUDGED_AT = {4096: (16, 32, 64), 8192: (16, 64)}
 
 
-class Wide(Fair):
+class Wide(Onward):
     "A study that begins with the best settings at 2,048 latents"
     archs, tuned_at = ('jumprelu', 'topk', 'batchtopk', 'gated'), (16, 64)
 
@@ -34,30 +32,11 @@ class Wide(Fair):
         self.l0s = JUDGED_AT[width]
         self.command = f'python benchmarks/wide.py tune run report --width {width}'
 
-    def narrow(self, arch: str, l0: int) -> dict:  # the best settings at 2,048 latents
-        return MAIN.winner(arch, l0)['settings']
-
-    def rates(self, arch: str, l0: int) -> list[float]:
-        lr = self.narrow(arch, l0)['lr']
-        return [lr/2, lr, 2*lr]
-
-    def second_settings(self, arch: str, l0: int) -> list[dict]:  # two, the one of 2,048 latents first
-        best = self.narrow(arch, l0)
-        rest = {k: v for k, v in best.items() if k != 'lr'}
-        if arch in BY_COEF: return [dict(coef=rest['coef']*b) for b in BESIDE]
-        return [rest, *(m for m in second_settings(arch, l0) if m != rest)]
+    def begin(self, arch: str, l0: int) -> dict: return MAIN.winner(arch, l0)['settings']
 
     def done(self, arch: str, extended: bool = True) -> dict:  # L0 -> its results; nothing until all L0s are there
         there = super().done(arch, extended)
         return there if len(there) == len(self.l0s) else {}
-
-    def first_jobs(self, arch: str, l0: int) -> list[Plan]:
-        if arch in BY_COEF: return super().first_jobs(arch, l0)
-        rest, other = self.second_settings(arch, l0)
-        jobs, rates = [self.job(arch, l0, 0, lr=lr, **rest) for lr in self.rates(arch, l0)], self.rates(arch, l0)
-        if not all(self.study.has('tune', j) for j in jobs): return jobs
-        best = self.best_of(arch, l0, jobs, rates)['settings']
-        return [*jobs, self.job(arch, l0, 0, lr=best['lr'], **other)]
 
 
 if __name__ == '__main__':

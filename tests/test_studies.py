@@ -72,7 +72,7 @@ class Bowl:
 @pytest.fixture
 def wide():
     study = Wide(4096)
-    study.narrow = lambda arch, l0: dict(lr=.002, dead_after=8000)
+    study.begin = lambda arch, l0: dict(lr=.002, dead_after=8000)
     return study
 
 
