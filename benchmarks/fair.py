@@ -201,7 +201,8 @@ class Fair:
         stages = dict(train=math.fsum(r.config['seconds'] for r in results))
         grid = {a: list(by_l0) for a, by_l0 in runs.items()}
         name = self.study.out.name
-        preset = dict(name=name, site='resid.9', seeds=list(SEEDS), n_train=N, d_sae=self.width, grid=grid)
+        facts = dict(site='resid.9', n_train=self.n, d_sae=self.width, dtype=HOW.dtype)
+        preset = dict(name=name, seeds=list(SEEDS), grid=grid) | facts
         d = dict(format=1, command=self.command, preset=preset, stages=stages, env=run_env())
         write_json(self.study.out/'results.json', d | dict(results=[asdict(r) for r in results]))
 
