@@ -81,9 +81,8 @@ def tuning_jobs(arch: str, n: int) -> list[Plan]: return ENDS[n].tuning_jobs(arc
 
 def settings_at(arch: str, n: int, extended: bool = True) -> dict:
     "The winner at a budget that was tuned; else between the winners at 62 thousand and a million"
-    if n == fair.N: return fair.MAIN.settings_at(arch, AT)
-    if n in ENDS: return ENDS[n].winner(arch, AT, extended)['settings']
-    small, large = settings_at(arch, BUDGETS[0], extended), settings_at(arch, fair.N)
+    if n == BUDGETS[-1]: return ENDS[n].winner(arch, AT, extended)['settings']
+    small, large = ENDS[BUDGETS[0]].winner(arch, AT, extended)['settings'], fair.MAIN.settings_at(arch, AT)
     return fair.between((BUDGETS[0], fair.N), (small, large), n)
 
 

@@ -1,15 +1,23 @@
 """What the studies in benchmarks/ share: a coefficient is corrected until the wanted L0 lies between two runs, a ladder
 of learning rates goes on at an edge, and a wider SAE's tuning begins where the narrow one's ended"""
+import importlib.util
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace as Bag
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent/'benchmarks'))
+BENCHMARKS = Path(__file__).parent.parent/'benchmarks'
+sys.path.insert(0, str(BENCHMARKS))
+import fair  # noqa: E402
 from one_run import CORRECTED, read_between, runs_until_near  # noqa: E402
 from wide import Wide  # noqa: E402
+
+spec = importlib.util.spec_from_file_location('tokens_study', BENCHMARKS/'tokens.py')  # a name that nothing else has
+tokens_study = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tokens_study)
 
 
 class Law:
@@ -104,3 +112,30 @@ def test_a_width_is_reported_when_all_its_sparsities_are_there(wide):
     assert wide.done('topk') == {}
     wide.train('run', ('topk',), (64,))
     assert [len(rs) for rs in wide.done('topk').values()] == [3, 3, 3]
+
+
+def of_fair(study): return [('run', j) for a in study.archs for j in judged(study, a)]
+
+
+def judged(study, arch):  # the runs that the study would make where its tuning is complete
+    there = set(study.tuned(arch))
+    l0s = [l0 for l0 in study.l0s if there.issuperset(study.tuned_around(l0))]
+    return [study.run_job(arch, l0, s) for l0 in l0s for s in fair.SEEDS]
+
+
+def of_tokens():
+    places = [(a, n) for a in tokens_study.ARCHS for n in tokens_study.BUDGETS if tokens_study.tuned(a, n)]
+    return [('gap', j) for a, n in places if not tokens_study.taken_over(a, n) for s in tokens_study.SEEDS
+        for j in tokens_study.gap_jobs(a, n, s)]
+
+
+@pytest.mark.parametrize('study, jobs, at_least', [
+    (fair.MAIN.study, lambda: of_fair(fair.MAIN), 90),
+    (Wide(4096).study, lambda: of_fair(Wide(4096)), 27),
+    (tokens_study.STUDY, of_tokens, 60)], ids=['fair', 'wide', 'tokens'])
+def test_committed_runs_are_those_the_study_would_make(study, jobs, at_least):
+    "To the last digit of a setting: otherwise a run that goes on elsewhere would refuse what is there"
+    there = [(study.result(part, j), j) for part, j in jobs() if study.has(part, j)]
+    assert len(there) >= at_least
+    for r, j in there:
+        assert (r.config['train'], r.config['sae']) == (asdict(j.train), asdict(j.cfg)), r.name
