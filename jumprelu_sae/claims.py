@@ -1066,6 +1066,7 @@ TUNED_SHORT = '1M tokens, 3 seeds, all tuned there'
 FRONT = {  # rows of the front page -> the claim in a few words, and the regime it was judged in
     'C2': ('the estimators have the expectation they should have', 'three worlds of known gradient'),
     'T4': ('lower error than TopK at equal L0', TUNED_SHORT),
+    'T4w': ('the same with twice as many latents', '4,096 latents, L0 16 to 64, 1M tokens, 3 seeds, tuned there'),
     'T3': ('lower error than Gated at equal L0', TUNED_SHORT),
     'TB1': ('lower error than BatchTopK at equal L0', TUNED_SHORT),
     'L4': ('lower error than TopK in the paper’s own recipe', 'at least 100,000 steps, 1 seed; L0 still falling'),
