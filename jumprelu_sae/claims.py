@@ -637,8 +637,8 @@ TUNED_THERE = (
 )
 WIDER = {'w': 4096, 'v': 8192}  # end of a row's id -> latents; results/fair-4096 and results/fair-8192
 TUNED_WIDER = (
-    'Gemma 3 270M (4-bit conversion), layer 9 residual, {:,} latents, 1 million tokens, L0 16 to 64, three seeds, SHORT '
-    'recipe, each architecture tuned with this many tokens at L0 16 and 64'
+    'Gemma 3 270M (4-bit conversion), layer 9 residual, {:,} latents, 1 million tokens, L0 16 to 64, three seeds, '
+    'SHORT recipe, each architecture tuned with this many tokens at L0 16 and 64'
 )
 
 # %% ../nbs/45_claims.ipynb #dff8d632
