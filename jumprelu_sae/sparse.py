@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCREENED', 'BLOCK', 'BLOCK_ON_CARD', 'REENACTED', 'SPARSE_BELOW', 'DENSE_ABOVE', 'run_starts', 'where_true',
            'in_order', 'Support', 'pair_products', 'Screen', 'above', 'above_by_screen', 'block_for', 'find_support',
-           'blocks_of', 'group_maxima', 'pairs_from', 'Line', 'few_candidates', 'all_candidates', 'largest_of',
-           'find_topk', 'bag', 'bags', 'weighted', 'SparseDecode', 'SparsePre', 'has_sparse_step', 'support_of',
-           'sparse_loss', 'support_share', 'choose_path', 'shares_of', 'meeting_share', 'calibrate']
+           'blocks_of', 'group_maxima', 'pairs_from', 'Line', 'few_candidates', 'all_candidates', 'screened_candidates',
+           'largest_of', 'find_topk', 'bag', 'bags', 'weighted', 'SparseDecode', 'SparsePre', 'has_sparse_step',
+           'support_of', 'sparse_loss', 'support_share', 'choose_path', 'shares_of', 'meeting_share', 'calibrate']
 
 # %% ../nbs/05_sparse.ipynb #3b60e146
 import math, time
@@ -96,18 +96,32 @@ class Screen:
         lost = (x - self.x[:, :self.d]).norm(dim=1)            # by x; w loses at most a part in 2⁸
         self.x[:, self.d] = (x.norm(dim=1)*(2**-8 + self.sums) + lost*(1 + 2**-8))*self.UP
 
+    def product(self,
+        w: Tensor, # some latents' rows, (n, d_in)
+        times: Tensor|float, # of the bound, (n,)
+        more: Tensor, # a number for each latent, (n,)
+    ) -> Tensor: # (n, batch) bfloat16
+        "x·w + times·bound + more in one product: the bound and the number are further columns"
+        W, d = w.new_empty(len(w), self.x.shape[1], dtype=torch.bfloat16), self.d
+        W[:, :d] = w
+        W[:, d] = times
+        W[:, d+1] = more
+        W[:, d+2] = more - W[:, d+1]                           # in two parts, as one would be too coarse
+        W[:, d+3:] = 0
+        return W @ self.x.T
+
     def __call__(self,
         w: Tensor, # some latents' rows, (n, d_in)
         cut: Tensor, # their lines, (n,)
     ) -> Tensor: # which pairs may lie above, (n, batch) bool
-        "x·w + bound·‖w‖ − line > 0 in one product: the bound and the line are further columns"
-        W, d, cut = w.new_empty(len(w), self.x.shape[1], dtype=torch.bfloat16), self.d, cut.clamp(-1e30, 1e30)
-        W[:, :d] = w
-        W[:, d] = w.norm(dim=1)*self.UP
-        W[:, d+1] = line = cut.abs()*(2**-15 + self.sums) - cut
-        W[:, d+2] = line - W[:, d+1]                           # in two parts, as one would be too coarse
-        W[:, d+3:] = 0
-        return (W @ self.x.T).view(torch.int16) > 0            # a positive bfloat16 is a positive integer
+        "Where is x·w + bound·‖w‖ − line above 0?"
+        cut = cut.clamp(-1e30, 1e30)
+        up = self.product(w, w.norm(dim=1)*self.UP, cut.abs()*(2**-15 + self.sums) - cut)
+        return up.view(torch.int16) > 0                        # a positive bfloat16 is a positive integer
+
+    def off(self, W: Tensor, b_enc: Tensor) -> Tensor: # (batch,): at most so far is `product(w, 0, b)` from x·w + b
+        "Before the product itself is rounded"
+        return self.x[:, self.d].float()*W.norm(dim=1).amax() + b_enc.abs().amax()*2**-15
 
     UNITS = dict(amx_bf16=.06, avx512_bf16=.12)  # of processors: up to which share of candidates it pays; measured
 
@@ -247,6 +261,32 @@ def all_candidates(x: Tensor, W: Tensor, b_enc: Tensor, k: int, joint: bool, ste
     bound = bound_of(best)
     return tuple(map(torch.cat, zip(*(pairs_from(z, i, bound) for i, z in blocks_of(x, W, b_enc, step)))))
 
+# %% ../nbs/05_sparse.ipynb #05c00011
+def screened_candidates(
+    x: Tensor, # what the encoder sees, (batch, d_in)
+    W: Tensor, # a row for each latent, (d_sae, d_in)
+    b_enc: Tensor, # (d_sae,)
+    k: int, joint: bool, # as in `find_topk`
+    step: int, # latents a block
+    most: float, # share of candidates, as `Screen.pays`
+) -> tuple[Tensor, Tensor]|None: # latent·batch + example, pre-activation; None: too many
+    "Pairs among which the largest are, found in bfloat16 and computed exactly"
+    B, screen, line, parts = len(x), Screen(x), Line(k, joint), []
+    off = screen.off(W, b_enc)
+    for i in range(0, len(W), step):
+        z = screen.product(W[i:i+step], 0., b_enc[i:i+step])
+        top = line.raised(z).float()
+        surely = top - top.abs()*2**-8 - (off.amax() if joint else off)  # k pairs, or k·batch, are not below this
+        low = (surely.clamp_min(0) - off).bfloat16()
+        pos = where_true(z >= low)
+        if len(pos) > most*z.numel(): return None
+        parts.append((pos + i*B, z.flatten().index_select(0, pos)))
+    pos, z = (torch.cat(o) for o in zip(*parts))
+    pos = pos.index_select(0, where_true(z >= low[pos % B]))  # the line has risen
+    latent = pos.div(B, rounding_mode='floor')
+    exact = pair_products(Support(pos - latent*B, latent, B, len(W)), W, x)
+    return pos, exact.add_(b_enc.index_select(0, latent))
+
 # %% ../nbs/05_sparse.ipynb #ab231be0
 def largest_of(pos: Tensor, v: Tensor, k: int, joint: bool, B: int) -> tuple:
     "Which candidates are the largest, a mask (n,); and what says whether another one ties with the last of them"
@@ -285,9 +325,13 @@ def find_topk(
     W, B = W_enc.T, len(x)
     step = max(1, block_for(x, block)//B)
     how = W, b_enc, k, joint, step
-    pos, v = all_candidates(x, *how) if step >= len(W) else few_candidates(x, *how)
+    most = Screen.pays(x, len(W))
+    found = screened_candidates(x, *how, most) if 3*k < most*len(W) else None
+    all_at_once = found is None and step >= len(W)
+    if found is None: found = (all_candidates if all_at_once else few_candidates)(x, *how)
+    pos, v = found
     chosen, tied = largest_of(pos, v, k, joint, B)
-    if step < len(W) and tied():
+    if not all_at_once and tied():
         pos, v = all_candidates(x, *how)
         chosen, _ = largest_of(pos, v, k, joint, B)
     keep = where_true(chosen)
