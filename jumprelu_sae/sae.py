@@ -301,7 +301,7 @@ class SAE(_Base):
         "What AuxK lets the dead latents say: the `k_aux` largest positive pre-activations of each example"
         if pre.shape[1] <= self.cfg.k_aux:
             return pre.relu()
-        v, i = pre.topk(self.cfg.k_aux, dim=-1)
+        v, i = pre.topk(self.cfg.k_aux, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter(-1, i, v.relu())
 
     def aux(
