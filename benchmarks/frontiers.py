@@ -30,7 +30,7 @@ if __name__ == '__main__':
     p.add_argument('--out', type=Path, default=Path('reports/frontiers'), help='where SAEs and checkpoints go')
     a = p.parse_args()
     for name in a.names or RUNS:
-        reproduce(RUNS[name], a.out/name, Settings(progress=False), report=False, say=print)
+        reproduce(RUNS[name], a.out/name, Settings(progress=False, dtype='bfloat16'), report=False, say=print)
         to = RESULTS/f'laptop-{name}'
         to.mkdir(exist_ok=True)
         for f in ('results.json', 'frontier.csv'): shutil.copy(a.out/name/f, to/f)

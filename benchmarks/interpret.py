@@ -24,6 +24,7 @@ from jumprelu_sae.floors import half_directions, random_dictionary, rerandomised
 from jumprelu_sae.interpret import (DENOMINATORS, MARGIN, by_frequency, common_l0, compare, described, explain, firings,
     matched_scores, mean_score, read_scores, saved_saes, score_draws, score_sae, token_share)
 from jumprelu_sae.intervals import mean_intervals
+from jumprelu_sae.lm import load_lm
 from jumprelu_sae.recipe import train_sae
 from jumprelu_sae.sae import load_sae
 
@@ -33,7 +34,7 @@ FEW = dict(n_train=24_576, n_val=512, n_test=8_192)   # tokens of the re-randomi
 PAIRS = (('jumprelu', 'gated'), ('jumprelu', 'topk'), ('jumprelu', 'batchtopk'), ('jumprelu', 'relu'))
 AT = (16, 32, 64, 128)
 FEW_SEEN = 124_928   # activations that their SAEs see in training: each about five times
-quiet = Settings(progress=False)
+quiet = Settings(progress=False, dtype='bfloat16')
 
 
 @cache
@@ -82,7 +83,7 @@ def few_tokens():
         config = dict(arch=f'{kind} topk', floor=kind, target=L0, seed=0)
         path = OUT/f'{name}.json'
         if path.exists() and config.items() <= read_json(path)['config'].items(): continue
-        acts = activations(lm(LM), CORPUS, SITE, **FEW, settings=quiet)
+        acts = activations(lm(load_lm(LM, dtype=quiet.dtype)), CORPUS, SITE, **FEW, settings=quiet)
         sae = train_sae('topk', acts, WIDTH, L0, n_tokens=FEW_SEEN, settings=quiet)
         r, t = score_sae(sae, acts, name, config | dict(version=VERSION, **FEW), 1), acts.part('test')
         loud = acts.rule(t['x'])

@@ -86,7 +86,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     torch.set_num_threads(1)
     sae = load_sae(a.sae)
-    acts = activations('gemma3-270m', 'sotu', 'resid.9', settings=Settings(progress=False, threads=1, in_memory=False))
+    settings = Settings(progress=False, threads=1, in_memory=False, dtype='bfloat16')
+    acts = activations('gemma3-270m', 'sotu', 'resid.9', settings=settings)
     fit, held = firings(sae, acts, 'val'), firings(sae, acts, 'test')
     chosen = spread(held, a.latents)
     drawn = {l: material(fit, held, l, SIZES) for l in chosen}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jumprelu_sae.activations import activations
-from jumprelu_sae.core import read_json, run_env, write_json
+from jumprelu_sae.core import Settings, read_json, run_env, write_json
 from jumprelu_sae.interpret import firings
 from jumprelu_sae.rate import Study, chance_of_best, inspect_page, make_study, study_page
 from jumprelu_sae.sae import load_sae
@@ -75,7 +75,7 @@ if __name__ == '__main__':
     p.add_argument('--permutations', type=int, default=39)
     a = p.parse_args()
     torch.set_num_threads(1)
-    acts = activations('gemma3-270m', 'sotu', 'resid.9')
+    acts = activations('gemma3-270m', 'sotu', 'resid.9', settings=Settings(dtype='bfloat16'))
     chosen = nearest(a.folder, acts, a.targets, a.seed)
     sources = {
         arch: {str(t): firings(load_sae(path), acts) for t, (path, _) in by.items()} for arch, by in chosen.items()

@@ -36,7 +36,7 @@ class ToTheLetter(TrainConfig):
 
 def get_acts(p: Preset) -> Activations:
     "A preset's activations, in memory"
-    settings = Settings(in_memory=True, progress=False)
+    settings = Settings(in_memory=True, progress=False, dtype='bfloat16')
     return activations(p.model, p.corpus, site=p.site, n_train=p.n_train, n_val=p.n_val, n_test=p.n_test,
         seq_len=p.seq_len, massive=p.massive, centre=p.centre, settings=settings)
 

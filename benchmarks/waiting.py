@@ -35,7 +35,7 @@ def stages() -> dict:  # seconds of each
     from jumprelu_sae.train import Trainer
     p = PRESETS['laptop']
     acts = activations(p.model, p.corpus, site=p.site, n_train=p.n_train, n_val=p.n_val, n_test=p.n_test,
-        settings=Settings(in_memory=True, progress=False))
+        settings=Settings(in_memory=True, progress=False, dtype='bfloat16'))
     plan = plan_sae('topk', acts.d_in, 100_000, 2048, 32)
     trainer = Trainer({plan.name: plan.sae()}, acts.stream(plan.train.batch, 0), plan.train)
     sae = plan.sae().eval().finish(acts.scaler)

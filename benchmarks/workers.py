@@ -108,7 +108,7 @@ def main():
     from jumprelu_sae.presets import PRESETS
     p = replace(PRESETS['laptop'], grid=dict(jumprelu=(16, 64), topk=(16, 64)), schedule=dict(n_tokens=TOKENS))
     acts = activations(p.model, p.corpus, site=p.site, n_train=p.n_train, n_val=p.n_val, n_test=p.n_test,
-        settings=Settings(in_memory=True))
+        settings=Settings(in_memory=True, dtype='bfloat16'))
     old = {} if a.fresh or not a.out.exists() else json.loads(a.out.read_text())
     rows, n = old.get('rows', []), cores()
     known = {(r['round'], r['load'], r['mode']) for r in rows}

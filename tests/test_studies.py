@@ -1,5 +1,6 @@
 """What the studies in benchmarks/ share: a coefficient is corrected until the wanted L0 lies between two runs, a ladder
 of learning rates goes on at an edge, and a wider SAE's tuning begins where the narrow one's ended"""
+import ast
 import importlib.util
 import math
 import sys
@@ -139,3 +140,26 @@ def test_committed_runs_are_those_the_study_would_make(study, jobs, at_least):
     assert len(there) >= at_least
     for r, j in there:
         assert (r.config['train'], r.config['sae']) == (asdict(j.train), asdict(j.cfg)), r.name
+
+
+NO_MODEL = {  # these settings open no language model, or one that is given
+    'one_run.py': 'trains plans on activations that are there',
+    'gpu.py': 'a card has its own precision, which is written down',
+    'second_opinion.py': 'the model is loaded in float32 and given',
+    'workers.py': 'trains on activations that are there',
+}
+
+
+def calls(file, *names):
+    "The calls of some functions in a program"
+    called = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)]
+    return [n for n in called if getattr(n.func, 'id', getattr(n.func, 'attr', '')) in names]
+
+
+def test_a_study_names_the_precision_of_its_model():
+    "Or the processor would choose it, and two machines would judge by different activations"
+    said = {f.name: [{k.arg for k in c.keywords} for c in calls(f, 'Settings')] for f in BENCHMARKS.glob('*.py')}
+    silent = {f for f, given in said.items() if any('dtype' not in g for g in given)}
+    assert silent == set(NO_MODEL)
+    by_settings = [c for f in BENCHMARKS.glob('*.py') for c in calls(f, 'activations')]
+    assert len(by_settings) > 8 and all('settings' in {k.arg for k in c.keywords} for c in by_settings)
