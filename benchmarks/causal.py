@@ -45,7 +45,8 @@ FACTS = dict(site=SITE, ks=KS, sufficiency_ks=SUFFICIENCY_KS, most=MOST, places=
 
 # -- what is measured on ----------------------------------------------------------------------------------------------
 
-def open_acts(): return activations('gemma3-270m', 'sotu', SITE, settings=Settings(progress=False, threads=1, dtype='bfloat16'))
+QUIET = Settings(progress=False, threads=1, dtype='bfloat16')
+def open_acts(): return activations('gemma3-270m', 'sotu', SITE, settings=QUIET)
 
 class Bench:
     "Model, text, word pairs and places: the same for every arm, computed once"
@@ -133,8 +134,7 @@ def load_arm(arm, bench, saes, l0s):
     if arch == 'shuffled':
         of = ('jumprelu', near({v: l for (a, v), l in l0s.items() if a == 'jumprelu'}, 32), 0)
         return shuffled_decoder(js.load_sae(saes[of]), seed), f'shuffled {of}'
-    quiet = Settings(progress=False, threads=1, dtype='bfloat16')
-    return soft_frozen('jumprelu', bench.acts, D_SAE, 32, seed=seed, settings=quiet), 'softfrozen jumprelu 32 .8'
+    return soft_frozen('jumprelu', bench.acts, D_SAE, 32, seed=seed, settings=QUIET), 'softfrozen jumprelu 32 .8'
 
 
 # -- the parts of an arm ----------------------------------------------------------------------------------------------

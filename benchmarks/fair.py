@@ -101,6 +101,7 @@ class Fair:
     """A study at one width and number of tokens: how it tunes, what it takes from that, and what it reports"""
     command = 'python benchmarks/fair.py tune run report'
     archs, tuned_at, l0s = ARCHS, TUNED_AT, L0S
+    fixed: dict = {}  # settings of the SAE that are the same in every run, where they are not the recipe's
 
     def __init__(self, name: str = 'fair', width: int = 2048, n: int = N):
         self.study, self.width, self.n = Study(HERE/name, n_lm=N_LM), width, n
@@ -108,15 +109,19 @@ class Fair:
     def job(self, arch: str, l0: float, seed: int, **settings) -> Plan:
         said = '-'.join(f'{k}{v:.3g}' for k, v in settings.items())
         name, told = f'{arch}-{self.place(l0)}-{said}-seed{seed}', None if arch in BY_COEF else l0
-        return plan_sae(arch, 640, self.n, self.width, told, 'short', seed, name=name, **settings)
+        return plan_sae(arch, 640, self.n, self.width, told, 'short', seed, name=name, **self.fixed, **settings)
 
     def place(self, l0: float) -> float: return l0  # what a run's name says of where it belongs
 
     def second_settings(self, arch: str, l0: int) -> list[dict]:  # two
         return second_settings(arch, l0)
 
+    def varied(self, j: Plan) -> dict: return varied(j)  # the settings that tuning chose from
+
     def rates(self, arch: str, l0: int) -> list[float]:  # the ladder before it goes on
         return list(RATES[arch])
+
+    def has_ladder(self, arch: str, l0: int) -> bool: return (arch, l0) != ('jumprelu', 8)  # does it go on at an edge?
 
     def runs_at_rate(self, arch: str, l0: int, lr: float) -> list[Plan]:  # of ReLU or Gated
         coefs = [m['coef'] for m in self.second_settings(arch, l0)]
@@ -133,7 +138,7 @@ class Fair:
     def tuning_jobs(self, arch: str, l0: int, extended: bool = True) -> list[Plan]:
         "The first ones, and those at further rates as far as the runs that are there ask for them"
         jobs, rates = self.first_jobs(arch, l0), self.rates(arch, l0)
-        if not extended or (arch, l0) == ('jumprelu', 8): return jobs
+        if not extended or not self.has_ladder(arch, l0): return jobs
         for _ in range(FURTHER):
             if not all(self.study.has('tune', j) for j in jobs): return jobs
             best = self.best_of(arch, l0, jobs, rates)['settings']
@@ -148,7 +153,7 @@ class Fair:
 
     def best_of(self, arch: str, l0: int, jobs: list[Plan], rates: list[float]) -> dict:  # settings, fvu, dead
         "What did best on validation documents; ReLU and Gated are read at the L0"
-        if arch not in BY_COEF: candidates = [(varied(j), self.study.result('tune', j).metrics) for j in jobs]
+        if arch not in BY_COEF: candidates = [(self.varied(j), self.study.result('tune', j).metrics) for j in jobs]
         else: candidates = [self.read_at_rate(arch, l0, lr) for lr in rates]
         best, m = min(candidates, key=lambda c: c[1]['fvu'])
         return dict(settings=best, fvu=m['fvu'], dead=m['dead'])
@@ -215,15 +220,18 @@ class Fair:
             print(f"{a:10} L0 {l0:3}: FVU {w['fvu']:.4f}, {said}{', at the edge' if w['edge'] else ''}")
         first = {j.name for a, l0 in places for j in self.first_jobs(a, l0)}
         tuning = [(a, l0, j) for a, l0 in places for j in self.tuning_jobs(a, l0)]
-        said = {j.name: varied(j) | dict(further=j.name not in first) for *_, j in tuning}
+        said = {j.name: self.varied(j) | dict(further=j.name not in first) for *_, j in tuning}
         tried = [(a, l0, said[j.name], self.study.result('tune', j)) for a, l0, j in tuning]
         every = [dict(arch=a, at=l0, **s, **{k: r.metrics[k] for k in ('l0', 'fvu', 'dead')}) for a, l0, s, r in tried]
         spent = math.fsum(r.config['seconds'] for *_, r in tried)
         return dict(format=2, winners=table, rows=every, seconds=spent, verdicts=dict(now=self.compared()))
 
+    def runs_compared(self, extended: bool = True) -> dict:  # name -> L0 -> results
+        return {a: self.done(a, extended) for a in COMPARED}
+
     def compared(self, extended: bool = True) -> dict:  # rival -> metric -> mean, lo, hi, verdict, l0s
         "JumpReLU against each rival at equal L0, over documents and seeds"
-        runs = {a: [r for rs in self.done(a, extended).values() for r in rs] for a in COMPARED}
+        runs = {a: [r for rs in by_l0.values() for r in rs] for a, by_l0 in self.runs_compared(extended).items()}
         if not all(runs.values()): return {}
         out = {}
         for rival, m in product(COMPARED[1:], ('fvu', 'delta_lm_loss')):

@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py                 # everything that a CPU can do: some 25 minutes on two cores
     python benchmarks/train_step.py --part step     # only the comparison with other libraries
-    python benchmarks/train_step.py --part before --threads 1 --before FOLDER   # beside our own steps of an earlier checkout
+    python benchmarks/train_step.py --part before --threads 1 --before FOLDER   # beside an earlier checkout's steps
     python benchmarks/train_step.py --device cuda   # the sizes for a GPU
 
 Every contender is a process of its own, other libraries in virtual environments that are made here from PyPI with exact
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from jumprelu_sae.core import SyntheticStream, cache_dir, read_json, run_env, write_json
 from jumprelu_sae.sae import SAEConfig, make_sae
-from jumprelu_sae.sparse import bags, find_support, pair_products
+from jumprelu_sae.sparse import Screen, bags, find_support, find_topk, pair_products
 from jumprelu_sae.train import TrainConfig, Trainer, make_adam, train_saes
 
 here = Path(__file__).parent
@@ -207,11 +207,21 @@ def part_pieces(a) -> list[dict]:
     adam = make_adam(sae, TrainConfig(10**9, lr=1e-12))
     for p in sae.parameters(): p.grad = torch.randn_like(p)
     def norms(): sae.before_step(); sae.after_step()
+
+    def above(): find_support(x, W.T, torch.zeros(d_sae), torch.full((d_sae,), low))
+
+    def largest(): find_topk(x, W.T, torch.zeros(d_sae), 75)
+
+    def unscreened(search):
+        can, Screen.pays = Screen.pays, lambda x, n: 0.0
+        try: search()
+        finally: Screen.pays = can
     pieces = {
         ('encoder product', 'dense'): lambda: torch.mm(x, W.T, out=out),
-        ('encoder product and search, in blocks', 'ours'): lambda: find_support(
-            x, W.T, torch.zeros(d_sae), torch.full((d_sae,), low)
-        ),
+        ('search above a line', 'in float32'): lambda: unscreened(above),
+        ('search above a line', 'screened'): above,
+        ('search of the largest', 'in float32'): lambda: unscreened(largest),
+        ('search of the largest', 'screened'): largest,
         ('decode', 'embedding_bag'): lambda: bags(s.latent[s.by_row], W, s.row_starts, v[s.by_row]),
         ('decode', 'torch CSR'): lambda: A @ W,
         ('gradient of the latents', 'embedding_bag'): lambda: pair_products(s, W, grad),
@@ -231,7 +241,7 @@ def part_pieces(a) -> list[dict]:
             if i: times[k].append(time.perf_counter() - t)
     unit = statistics.median(times['encoder product', 'dense'])
     rows = [
-        dict(piece=p, by=b, seconds=statistics.median(t), products=statistics.median(t) / unit, pairs=len(s))
+        dict(piece=p, by=b, seconds=(m := statistics.median(t)), products=m / unit, pairs=len(s))
         for (p, b), t in times.items()
     ]
     for r in rows:
@@ -337,6 +347,8 @@ if __name__ == '__main__':
             rounds=a.rounds,
             threads=a.threads,
             peers=PEERS,
+            processor=torch.cpu.get_capabilities().get('cpu_name', ''),
+            screened=Screen.pays(torch.empty(2048, 640), 2048),  # up to which share of candidates; 0: not here
             env=run_env(),
             rows=rows,
         )
