@@ -165,6 +165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jumprelu_sae.claims._absent': ('claims.html#_absent', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._amounts': ('claims.html#_amounts', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._at_end': ('claims.html#_at_end', 'jumprelu_sae/claims.py'),
+                                     'jumprelu_sae.claims._auxk_only': ('claims.html#_auxk_only', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._beside_floor': ('claims.html#_beside_floor', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._common_l0': ('claims.html#_common_l0', 'jumprelu_sae/claims.py'),
                                      'jumprelu_sae.claims._compared': ('claims.html#_compared', 'jumprelu_sae/claims.py'),

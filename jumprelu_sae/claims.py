@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['MAIN', 'LONG', 'AT_STEP', 'VERDICTS', 'METRICS_COMPARED', 'MARGIN', 'DOMINATED_FROM', 'SEEDED', 'LEAST_SEEDS', 'RISE',
            'SHARE', 'ABLATION', 'PAPER', 'PITH', 'BIG', 'SMALL', 'RUN', 'FRONTIER', 'PLACES', 'ZERO', 'SIZE', 'LATENTS',
-           'LETTER', 'FAST', 'TUNED_THERE', 'WIDER', 'TUNED_WIDER', 'CLAIMS', 'TUNED_SHORT', 'FRONT', 'Evidence',
-           'Finding', 'Claim', 'long_files', 'long_run', 'combine', 'lower_error', 'not_worse', 'higher_error',
-           'dominates', 'by_dominance', 'or_dominance', 'gap_by_seed', 'over_seeds', 'dense_latents', 'estimator',
-           'learning_theta', 'who_receives', 'derived_and_ablated', 'seeds_and_splits', 'unjudged', 'goes_down',
-           'similar_meaning', 'and_meaning', 'as_relevant', 'judged', 'write_claims', 'claim_table', 'findings',
-           'place_rows', 'news', 'negative', 'spent']
+           'LETTER', 'FAST', 'TUNED_THERE', 'WIDER', 'TUNED_WIDER', 'AUXK_ONLY', 'CLAIMS', 'TUNED_SHORT', 'FRONT',
+           'Evidence', 'Finding', 'Claim', 'long_files', 'long_run', 'combine', 'lower_error', 'not_worse',
+           'higher_error', 'dominates', 'by_dominance', 'or_dominance', 'gap_by_seed', 'over_seeds', 'dense_latents',
+           'estimator', 'learning_theta', 'who_receives', 'derived_and_ablated', 'seeds_and_splits', 'unjudged',
+           'goes_down', 'similar_meaning', 'and_meaning', 'as_relevant', 'judged', 'write_claims', 'claim_table',
+           'findings', 'place_rows', 'news', 'negative', 'spent']
 
 # %% ../nbs/45_claims.ipynb #6c8bf980
 import math
@@ -146,11 +146,14 @@ def lower_error(
     *baselines: str,            # architectures
     run: str = 'laptop-full',   # folder in results
     at_most: str|None = None,   # what cannot be held here even so
+    beside: str|None = None,    # folder with the baselines' runs; None: the same
 ) -> Callable: # a judge
     "The subject's error is lower than each baseline's at equal L0, on both metrics"
     def judge(e: Evidence) -> Finding:
-        if run != MAIN and not e.has_run(run, SUBJECT, *baselines): return _absent()
-        rs = e.results(run)
+        theirs = beside or run
+        if run != MAIN and not (e.has_run(run, SUBJECT) and e.has_run(theirs, *baselines)): return _absent()
+        rs = [r for r in e.results(run) if r.config['arch'] == SUBJECT]
+        rs += [r for r in e.results(theirs) if r.config['arch'] in baselines]
         vs = [falsifier(rs, SUBJECT, b, m) for b in baselines for m in METRICS_COMPARED]
         verdict = combine([v.verdict for v in vs])
         if at_most and verdict == 'held': verdict = at_most
@@ -640,6 +643,7 @@ TUNED_WIDER = (
     'Gemma 3 270M (4-bit conversion), layer 9 residual, {:,} latents, 1 million tokens, L0 16 to 64, three seeds, '
     'SHORT recipe, each architecture tuned with this many tokens at L0 16 and 64'
 )
+AUXK_ONLY = '; JumpReLU tuned a second time, without the pre-activation loss of dead latents'
 
 # %% ../nbs/45_claims.ipynb #dff8d632
 def _long(id: str, of: str, wording: str, rule: str, judge: Callable, but: str = '') -> Claim:  # of a long run
@@ -685,6 +689,19 @@ def _wider(end: str, id: str, rival: str) -> Claim:  # T3w to TB1v
         wording=claim.wording.replace('where it is judged', f'where it is judged, {width:,} latents'),
         ours=TUNED_WIDER.format(width),
         command=f'python benchmarks/wide.py tune run report --width {width}',
+    )
+
+def _auxk_only(id: str, rival: str) -> Claim:  # T3a to TB1a
+    of = dict(T3='C3', T4='C4', TB1='B1')[id]
+    rule = 'better on both metrics (rule of 2026-11-29)'
+    judge = lower_error(rival, run='fair-auxk', beside='fair')
+    claim = _tuned(id, of, f'JumpReLU beats {look(rival).label}', rule, judge)
+    return replace(
+        claim,
+        id=id + 'a',
+        wording=claim.wording.replace('where it is judged', 'where it is judged, dead latents left to AuxK'),
+        ours=TUNED_THERE + AUXK_ONLY,
+        command='python benchmarks/auxk_only.py tune run report',
     )
 
 def _elsewhere(i: int, run: str, place: str) -> Claim:  # S0 to S4
@@ -979,6 +996,7 @@ CLAIMS += [
         dense_latents(run='fair'),
         'none: a count',
     ),
+    *(_auxk_only(*which) for which in (('T3', 'gated'), ('T4', 'topk'), ('TB1', 'batchtopk'))),
     *(_wider(end, *which) for end in WIDER for which in (('T3', 'gated'), ('T4', 'topk'), ('TB1', 'batchtopk'))),
 ]
 
