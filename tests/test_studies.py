@@ -13,6 +13,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent/'benchmarks'
 sys.path.insert(0, str(BENCHMARKS))
 import fair  # noqa: E402
+from auxk_only import AuxKOnly, Wider  # noqa: E402
 from one_run import CORRECTED, read_between, runs_until_near  # noqa: E402
 from wide import Wide  # noqa: E402
 
@@ -115,6 +116,17 @@ def test_a_width_is_reported_when_all_its_sparsities_are_there(wide):
     assert [len(rs) for rs in wide.done('topk').values()] == [3, 3, 3]
 
 
+def test_dead_latents_left_to_auxk():
+    "Six runs at each L0, in all of which one loss is left out; nothing else but what tuning chose from"
+    study = AuxKOnly()
+    for l0 in study.tuned_at:
+        jobs = study.first_jobs('jumprelu', l0)
+        assert len(jobs) == len({(j.train.lr, j.train.dead_after) for j in jobs}) == 6
+        usual = fair.plan_sae('jumprelu', 640, fair.N, 2048, l0, 'short', 0, dead_coef=0.)
+        assert all(j.cfg == usual.cfg for j in jobs) and usual.cfg.dead_coef == 0 < usual.cfg.aux_coef
+    assert fair.MAIN.first_jobs('jumprelu', 64)[0].cfg.dead_coef == .01
+
+
 def of_fair(study): return [('run', j) for a in study.archs for j in judged(study, a)]
 
 
@@ -133,7 +145,9 @@ def of_tokens():
 @pytest.mark.parametrize('study, jobs, at_least', [
     (fair.MAIN.study, lambda: of_fair(fair.MAIN), 90),
     (Wide(4096).study, lambda: of_fair(Wide(4096)), 27),
-    (tokens_study.STUDY, of_tokens, 60)], ids=['fair', 'wide', 'tokens'])
+    (AuxKOnly().study, lambda: of_fair(AuxKOnly()), 18),
+    (Wider().study, lambda: [('run', Wider().run_job('jumprelu', l0, s)) for l0 in Wider.l0s for s in fair.SEEDS], 9),
+    (tokens_study.STUDY, of_tokens, 60)], ids=['fair', 'wide', 'auxk', 'auxk wider', 'tokens'])
 def test_committed_runs_are_those_the_study_would_make(study, jobs, at_least):
     "To the last digit of a setting: otherwise a run that goes on elsewhere would refuse what is there"
     there = [(study.result(part, j), j) for part, j in jobs() if study.has(part, j)]
@@ -147,6 +161,7 @@ NO_MODEL = {  # these settings open no language model, or one that is given
     'gpu.py': 'a card has its own precision, which is written down',
     'second_opinion.py': 'the model is loaded in float32 and given',
     'workers.py': 'trains on activations that are there',
+    'switch.py': 'trains on activations that are there',
 }
 
 
