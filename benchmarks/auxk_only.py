@@ -1,7 +1,7 @@
 """JumpReLU whose dead latents are left to AuxK: `fair.py` without the SHORT recipe's pre-activation loss.
 
     python benchmarks/auxk_only.py tune run report                 # 2,048 latents
-    python benchmarks/auxk_only.py run report --width 4096         # the same settings with twice as many latents
+    python benchmarks/auxk_only.py run report --width 4096         # the same settings with more latents; or 8192
 
 The SHORT recipe revives JumpReLU's dead latents twice: by AuxK, as TopK's, and by a loss on their pre-activations,
 weight 0.01, which lifts each of them until it fires. The second is a departure, in no rival's recipe and not in the
@@ -19,14 +19,15 @@ documents beside the rivals of `fair.py`.
 
 Rule, written on 2026-11-29 before any run but the one named above: rows T3a, T4a and TB1a of `45_claims` are judged as
 T3, T4 and TB1 are, with JumpReLU's runs from here. They do not replace those rows: JumpReLU has then been tuned twice,
-and its rivals once, so the front page shows both. With 4,096 latents nothing is tuned (seven of eight winners kept
-their settings there); these runs have no row and are shown beside T4w.
+and its rivals once, so the front page shows both. With 4,096 and 8,192 latents nothing is tuned (seven of eight winners
+kept their settings with 4,096); these runs have no row and are shown beside T4w.
 
 Every run is written to results/fair-auxk when it ends; one thread each, several processes if each has its `--l0`."""
 from dataclasses import asdict
 from itertools import product
 
 from fair import COMPARED, DEAD_AFTER, MAIN, SEEDS, Fair, arguments, work
+from wide import JUDGED_AT, Wide
 
 from jumprelu_sae.recipe import Plan
 
@@ -59,10 +60,11 @@ class AuxKOnly(Fair):
 
 
 class Wider(AuxKOnly):
-    "With twice as many latents, the settings of 2,048 latents, L0 16 to 64"
-    command, l0s = 'python benchmarks/auxk_only.py run report --width 4096', (16, 32, 64)
-
-    def __init__(self): super().__init__('fair-auxk-4096', 4096)
+    "With more latents, the settings of 2,048 latents, L0 16 to 64"
+    def __init__(self, width: int):
+        super().__init__(f'fair-auxk-{width}', width)
+        self.l0s = JUDGED_AT[width]
+        self.command = f'python benchmarks/auxk_only.py run report --width {width}'
 
     def tuned(self, arch: str, extended: bool = True) -> list[int]: return []
 
@@ -74,13 +76,11 @@ class Wider(AuxKOnly):
         there = {l0: js for l0, js in jobs.items() if all(self.study.has('run', j) for j in js)}
         return {l0: [self.study.result('run', j) for j in js] for l0, js in there.items()}
 
-    def rivals(self) -> dict:
-        from wide import Wide
-        return {a: Wide(4096).done(a) for a in COMPARED[1:]}
+    def rivals(self) -> dict: return {a: rs for a in COMPARED[1:] if (rs := Wide(self.width).done(a))}
 
 
 if __name__ == '__main__':
     a = arguments(__doc__, AuxKOnly.archs)
-    a.add_argument('--width', type=int, choices=(2048, 4096), default=2048)
+    a.add_argument('--width', type=int, choices=(2048, *JUDGED_AT), default=2048)
     a = a.parse_args()
-    work(AuxKOnly() if a.width == 2048 else Wider(), a)
+    work(AuxKOnly() if a.width == 2048 else Wider(a.width), a)

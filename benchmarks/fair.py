@@ -234,7 +234,7 @@ class Fair:
         runs = {a: [r for rs in by_l0.values() for r in rs] for a, by_l0 in self.runs_compared(extended).items()}
         if not all(runs.values()): return {}
         out = {}
-        for rival, m in product(COMPARED[1:], ('fvu', 'delta_lm_loss')):
+        for rival, m in product([a for a in runs if a != 'jumprelu'], ('fvu', 'delta_lm_loss')):
             v = falsifier(runs['jumprelu'] + runs[rival], 'jumprelu', rival, m)
             out.setdefault(rival, {})[m] = dict(mean=v.area, both=v.both, verdict=v.verdict, l0s=[v.l0s[0], v.l0s[-1]])
             print(f"{'extended' if extended else 'first six'}: {v.sentence}")
