@@ -1084,8 +1084,10 @@ TUNED_SHORT = '1M tokens, 3 seeds, all tuned there'
 FRONT = {  # rows of the front page -> the claim in a few words, and the regime it was judged in
     'C2': ('the estimators have the expectation they should have', 'three worlds of known gradient'),
     'T4': ('lower error than TopK at equal L0', TUNED_SHORT),
-    'T4w': ('the same with twice as many latents', '4,096 latents, L0 16 to 64, 1M tokens, 3 seeds, tuned there'),
+    'T4a': ('the same, dead latents left to AuxK as TopK’s are', '1M tokens, 3 seeds, all tuned there, JumpReLU twice'),
+    'T4w': ('lower error than TopK with twice as many latents', '4,096 latents, L0 16 to 64, 1M tokens, 3 seeds, tuned there'),
     'T3': ('lower error than Gated at equal L0', TUNED_SHORT),
+    'T3a': ('the same, dead latents left to AuxK', '1M tokens, 3 seeds, all tuned there, JumpReLU twice'),
     'TB1': ('lower error than BatchTopK at equal L0', TUNED_SHORT),
     'L4': ('lower error than TopK in the paper’s own recipe', 'at least 100,000 steps, 1 seed; L0 still falling'),
     'L4f': ('the same with thresholds a hundred times faster', '100,000 steps, L0 32 to 64, 1 seed'),
