@@ -6,7 +6,7 @@
 The SHORT recipe revives JumpReLU's dead latents twice: by AuxK, as TopK's, and by a loss on their pre-activations,
 weight 0.01, which lifts each of them until it fires. The second is a departure, in no rival's recipe and not in the
 paper. It was chosen at L0 = 32 and a quarter of a million tokens, where few latents are dead. With 8,192 latents at
-L0 = 16 it wrecks the run: when the selection ends 2,400 latents are dead, they are lifted all at once, L0 trebles, and
+L0 = 16 it wrecks the run: when the selection ends over 2,000 latents are dead, all are lifted at once, L0 trebles, and
 of three seeds one ends at an FVU of 0.30, one at 0.16 and one at 0.14 (results/fair-8192). On validation documents, one
 seed, 2,048 latents, L0 = 16, leaving it out gave an FVU of 0.130 where the study's winner has 0.141. So the comparison
 of `fair.py` may have held JumpReLU back at the sparse end.
