@@ -53,7 +53,7 @@ class Recipe:
 
 PAPER = Recipe('paper', "the paper's, as Gemma Scope states it: eq 9, warm-ups of 1,000 and 10,000 steps", {})
 SHORT = Recipe('short', 'ours, for some hundred to some thousand steps: schedules as fractions of the run', dict(
-    lr_warmup=.05, sparsity_warmup=.1, lr_decay=.2, dead_after=25_000))
+    lr_warmup=.05, sparsity_warmup=.1, lr_decay=.2, dead_after=8_000))
 RECIPES = {r.name: r for r in (SHORT, PAPER)}
 SHORT_RUN = SHORT.schedule
 

@@ -720,7 +720,7 @@ class _JumpReLU(SAE):
     tuning=dict(knob='bandwidth', values=(0.05, 0.1)),
     recipes=dict(
         short=dict(
-            sae=dict(start='topk', coef=10.0, bandwidth=0.05, aux_coef=AUXK, dead_coef=0.01),
+            sae=dict(start='topk', coef=10.0, bandwidth=0.05, aux_coef=AUXK),
             train=dict(lr=4e-3, beta1=0.9, lr_decay=0.5, threshold_lr=1e-2, start=0.5),
         ),
         paper=dict(setting='coef', sae=dict(bandwidth=0.001, theta_init=0.001), train=dict(lr=7e-5)),

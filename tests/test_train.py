@@ -534,7 +534,7 @@ def test_the_committed_recipe():
         sparsity_warmup=0.1,
         lr_decay=0.5,
         start=0.5,
-        dead_after=25_000,
+        dead_after=8_000,
         log_every=None,
     )
     assert {
@@ -548,7 +548,7 @@ def test_the_committed_recipe():
         10.0,
         0.05,
         1 / 32,
-        0.01,
+        0.0,
         True,
         0.001,
     )
