@@ -4,7 +4,7 @@
     python benchmarks/fair.py run      # six L0s, three seeds, settings interpolated in log L0
     python benchmarks/fair.py report   # the table of the tuning, the frontier's results, dead shares before and after
 
-Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe; 999,936 tokens a run, drawn from all 1.8 million of the
+Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe (of before 2026-11-29); 999,936 tokens a run, drawn from all 1.8 million of the
 training side. Tuning is judged on validation documents by FVU, `run` on test documents. Every architecture gets six
 runs at each L0: three learning rates by two values of one more setting. For TopK and BatchTopK that is how soon a
 latent counts as dead, for JumpReLU the bandwidth; at L0 = 8 JumpReLU's thresholds starved, so there its six are one
@@ -66,6 +66,12 @@ ARCHS = tuple(RATES)
 COMPARED = 'jumprelu', 'topk', 'batchtopk', 'gated'
 
 
+def as_it_was(arch: str) -> dict:
+    """Of the SHORT recipe that these studies ran with, what it has no longer: their results are the reason why a latent
+    counts as dead earlier in it now, and why JumpReLU's dead latents are AuxK's alone"""
+    return dict(dead_after=25_000) | (dict(dead_coef=.01) if arch == 'jumprelu' else {})
+
+
 def second_settings(arch: str, l0: int) -> list[dict]:  # two
     if arch in BY_COEF: return [dict(coef=BY_COEF[arch][l0]*b) for b in BESIDE]
     if arch == 'jumprelu': return [dict(bandwidth=b, start=.5, threshold_lr=.01) for b in BANDWIDTHS]
@@ -109,7 +115,8 @@ class Fair:
     def job(self, arch: str, l0: float, seed: int, **settings) -> Plan:
         said = '-'.join(f'{k}{v:.3g}' for k, v in settings.items())
         name, told = f'{arch}-{self.place(l0)}-{said}-seed{seed}', None if arch in BY_COEF else l0
-        return plan_sae(arch, 640, self.n, self.width, told, 'short', seed, name=name, **self.fixed, **settings)
+        every = as_it_was(arch) | self.fixed
+        return plan_sae(arch, 640, self.n, self.width, told, 'short', seed, name=name, **(every | settings))
 
     def place(self, l0: float) -> float: return l0  # what a run's name says of where it belongs
 

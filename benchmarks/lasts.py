@@ -50,7 +50,7 @@ def ranking() -> list[str]:
 
 def job(arch: str, l0: int, seed: int) -> Plan:
     told = None if arch in fair.BY_COEF else l0
-    settings = fair.MAIN.settings_at(arch, l0)
+    settings = fair.as_it_was(arch) | fair.MAIN.settings_at(arch, l0)
     return plan_sae(arch, 640, N, 2048, told, 'short', seed, name=f'{arch}-{l0}-seed{seed}', **settings)
 
 

@@ -2,13 +2,13 @@
 
     python benchmarks/switch.py
 
-The SHORT recipe begins JumpReLU as TopK and lets go after half the run; from then on the thresholds decide, and the
-loss that lifts dead latents acts. Two runs of `wide.py`'s settings there (seed 1), which differ in that loss alone: L0,
+The SHORT recipe begins JumpReLU as TopK and lets go after half the run; from then on the thresholds decide, and, until
+2026-11-29, a loss that lifts dead latents acted. Two runs of `wide.py`'s settings there (seed 1), which differ in that loss alone: L0,
 the error and the dead latents every five steps. Writes results/fair-auxk/switch.json."""
 from dataclasses import asdict, replace
 
 from auxk_only import AuxKOnly
-from fair import MAIN, N, N_TRAIN
+from fair import MAIN, N, N_TRAIN, as_it_was
 from one_run import HOW
 
 from jumprelu_sae.activations import activations
@@ -20,8 +20,8 @@ WIDTH, L0, SEED, EVERY = 8192, 16, 1, 5
 
 def run(acts, dead_coef: float) -> dict:  # settings, and rows of step, error, L0, dead latents
     "One run; its history"
-    settings = MAIN.winner('jumprelu', L0)['settings']
-    plan = plan_sae('jumprelu', 640, N, WIDTH, L0, 'short', SEED, dead_coef=dead_coef, **settings)
+    settings = as_it_was('jumprelu') | dict(dead_coef=dead_coef) | MAIN.winner('jumprelu', L0)['settings']
+    plan = plan_sae('jumprelu', 640, N, WIDTH, L0, 'short', SEED, **settings)
     plan = replace(plan, train=replace(plan.train, log_every=EVERY))
     kept = {}
     train_plans([plan], acts, None, Settings(progress=False, threads=1), after_step=lambda tr: kept.update(tr.history))
