@@ -25,6 +25,7 @@ L0 = 32
 N_TOKENS, N_PAPER = 249_856, 999_936  # training tokens of a run, of a run of `paper`
 KEYS = dict(k=L0, target_l0=float(L0))
 LETTER = PAPER['jumprelu']
+EARLIER = SHORT.schedule | dict(dead_after=25_000)  # of `levels` and `ablation`, made before 2026-11-29; no AuxK there
 
 
 class ToTheLetter(TrainConfig):
@@ -76,9 +77,9 @@ TRAINERS = {None: Trainer, 'lambda': Lambda, 'anneal': Annealed, 'latent': PerLa
 
 
 def run(acts, name, arch, sae, train, init=None, seed=0, fixed=False, control=None, path='auto',
-        n_tokens=N_TOKENS) -> dict:
+        n_tokens=N_TOKENS, schedule=SHORT.schedule) -> dict:
     "Train one SAE, judge it on the validation documents"
-    cfg = ToTheLetter(n_tokens=n_tokens, batch=512, **(SHORT.schedule | train))
+    cfg = ToTheLetter(n_tokens=n_tokens, batch=512, **(schedule | train))
     stream = acts.stream(cfg.batch, seed)
     def some(n): return acts.scaler(stream.x[stream.permutation(0)[:n]])
     s = make_sae(SAEConfig(arch, acts.d_in, 2048, **sae), seed)
@@ -107,7 +108,7 @@ def spec(arch, sae=None, train=None, **kw):
 def ingredients() -> dict:
     "One change at a time: taken from the short recipe, or given to a plain start"
     J = lambda s=None, t=None, **kw: spec('jumprelu', s, t, **kw)
-    plain_s, plain_t = dict(start=None, aux_coef=0., dead_coef=0.), dict(start=0., beta1=0., lr_decay=.2)
+    plain_s, plain_t = dict(start=None, aux_coef=0.), dict(start=0., beta1=0., lr_decay=.2)
     P = lambda s=None, t=None, **kw: spec('jumprelu', plain_s | (s or {}), plain_t | (t or {}), **kw)
     out = {
         'short recipe': J(),
@@ -115,7 +116,8 @@ def ingredients() -> dict:
         'start by BatchTopK': J(dict(start='batchtopk')),
         'without momentum': J(t=dict(beta1=0.0)),
         'without AuxK': J(dict(aux_coef=0.0)),
-        'without the loss of dead latents': J(dict(dead_coef=0.0)),
+        'with a loss on dead latents': J(dict(dead_coef=0.01)),
+        'dead after 25,000 tokens': J(t=dict(dead_after=25_000)),
         'bandwidth 0.02': J(dict(bandwidth=0.02)),
         'bandwidth 0.2': J(dict(bandwidth=0.2)),
         'KDE estimator': J(dict(estimator='kde')),
@@ -125,7 +127,8 @@ def ingredients() -> dict:
         'plain': P(init=L0),
         'plain + start': P(dict(start='topk'), dict(start=0.5)),
         'plain + momentum': P(t=dict(beta1=0.9), init=L0),
-        'plain + dead latents': P(dict(aux_coef=AUXK, dead_coef=0.01), init=L0),
+        'plain + AuxK': P(dict(aux_coef=AUXK), init=L0),
+        'plain + loss on dead latents': P(dict(dead_coef=0.01), init=L0),
         'plain + bandwidth 0.2': P(dict(bandwidth=0.2), init=L0),
     }
     letter = dict(lr_warmup=1000, sparsity_warmup=10_000, lr_decay=0., dead_after=10_000_000)
@@ -265,14 +268,14 @@ if __name__ == '__main__':
     for part in a.part:
         preset = 'laptop-full' if part == 'paper' else 'laptop'
         if preset not in known: known = {preset: get_acts(get_preset(preset))}
-        acts = known[preset]
+        acts, more = known[preset], {} if part == 'ingredients' else dict(schedule=EARLIER)
         if part == 'paper': lm_eval = LMEval(acts.lm, acts.tokens['test'], acts.site, get_preset(preset).n_lm)
         path = OUT/f'{part}.json'
         d = read_json(path) if path.exists() else new_file(part, preset)
         for name, r in globals()[part]().items():
             key = fingerprint(r)
             if not name.startswith(a.only) or d['rows'].get(name, {}).get('key') == key: continue
-            row = run_paper(acts, lm_eval, name, **r) if part == 'paper' else run(acts, name, **r)
+            row = run_paper(acts, lm_eval, name, **r) if part == 'paper' else run(acts, name, **r, **more)
             d['rows'][name] = row | dict(key=key)
             write_json(path, d | dict(env=run_env()))
             scores = f"L0 {row['l0']:6.1f}  FVU {row['fvu']:.4f}  dead {row['dead']:.3f}"
