@@ -228,7 +228,7 @@ def ablation(level=True) -> dict:
 def paper() -> dict:
     """PAPER at a million tokens: to the letter (its batch, its warm-ups in steps), and with warm-ups as fractions of
     the run and the laptop's batch, so that λ is reached"""
-    short = dict(train=LETTER['train'] | SHORT.schedule | dict(lr_decay=0.), batch=512)
+    short = dict(train=LETTER['train'] | EARLIER | dict(lr_decay=0.), batch=512)
     letter = dict(train=LETTER['train'], batch=4096)
     def at(coef, how): return dict(sae=LETTER['sae'] | dict(coef=coef)) | how
     rows = {'to the letter, λ = 0.0006': at(6e-4, letter)}
