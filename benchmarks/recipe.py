@@ -25,7 +25,6 @@ L0 = 32
 N_TOKENS, N_PAPER = 249_856, 999_936  # training tokens of a run, of a run of `paper`
 KEYS = dict(k=L0, target_l0=float(L0))
 LETTER = PAPER['jumprelu']
-EARLIER = SHORT.schedule | dict(dead_after=25_000)  # of `levels` and `ablation`, made before 2026-11-29; no AuxK there
 
 
 class ToTheLetter(TrainConfig):
@@ -77,9 +76,9 @@ TRAINERS = {None: Trainer, 'lambda': Lambda, 'anneal': Annealed, 'latent': PerLa
 
 
 def run(acts, name, arch, sae, train, init=None, seed=0, fixed=False, control=None, path='auto',
-        n_tokens=N_TOKENS, schedule=SHORT.schedule) -> dict:
+        n_tokens=N_TOKENS) -> dict:
     "Train one SAE, judge it on the validation documents"
-    cfg = ToTheLetter(n_tokens=n_tokens, batch=512, **(schedule | train))
+    cfg = ToTheLetter(n_tokens=n_tokens, batch=512, **(SHORT.schedule | train))
     stream = acts.stream(cfg.batch, seed)
     def some(n): return acts.scaler(stream.x[stream.permutation(0)[:n]])
     s = make_sae(SAEConfig(arch, acts.d_in, 2048, **sae), seed)
@@ -193,7 +192,7 @@ def ablation(level=True) -> dict:
     """Same weights, data, optimiser and budget for all; only the activation, the penalty or the estimator differs;
     three seeds"""
     t = SHORT['jumprelu']['train'] | dict(start=0.)
-    base = dict(bandwidth=SHORT['jumprelu']['sae']['bandwidth'], dead_coef=.01)
+    base = dict(bandwidth=SHORT['jumprelu']['sae']['bandwidth'])
     l0 = base | dict(coef=SHORT['jumprelu']['sae']['coef'], target_l0=float(L0))
     l1, j1, fixed = (
         (
@@ -228,7 +227,7 @@ def ablation(level=True) -> dict:
 def paper() -> dict:
     """PAPER at a million tokens: to the letter (its batch, its warm-ups in steps), and with warm-ups as fractions of
     the run and the laptop's batch, so that λ is reached"""
-    short = dict(train=LETTER['train'] | EARLIER | dict(lr_decay=0.), batch=512)
+    short = dict(train=LETTER['train'] | SHORT.schedule | dict(lr_decay=0., dead_after=25_000), batch=512)
     letter = dict(train=LETTER['train'], batch=4096)
     def at(coef, how): return dict(sae=LETTER['sae'] | dict(coef=coef)) | how
     rows = {'to the letter, λ = 0.0006': at(6e-4, letter)}
@@ -268,14 +267,14 @@ if __name__ == '__main__':
     for part in a.part:
         preset = 'laptop-full' if part == 'paper' else 'laptop'
         if preset not in known: known = {preset: get_acts(get_preset(preset))}
-        acts, more = known[preset], {} if part == 'ingredients' else dict(schedule=EARLIER)
+        acts = known[preset]
         if part == 'paper': lm_eval = LMEval(acts.lm, acts.tokens['test'], acts.site, get_preset(preset).n_lm)
         path = OUT/f'{part}.json'
         d = read_json(path) if path.exists() else new_file(part, preset)
         for name, r in globals()[part]().items():
             key = fingerprint(r)
             if not name.startswith(a.only) or d['rows'].get(name, {}).get('key') == key: continue
-            row = run_paper(acts, lm_eval, name, **r) if part == 'paper' else run(acts, name, **r, **more)
+            row = run_paper(acts, lm_eval, name, **r) if part == 'paper' else run(acts, name, **r)
             d['rows'][name] = row | dict(key=key)
             write_json(path, d | dict(env=run_env()))
             scores = f"L0 {row['l0']:6.1f}  FVU {row['fvu']:.4f}  dead {row['dead']:.3f}"

@@ -2366,6 +2366,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'jumprelu_sae.tuning': { 'jumprelu_sae.tuning._read_at': ('tuning.html#_read_at', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.knob_of': ('tuning.html#knob_of', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.line_through': ('tuning.html#line_through', 'jumprelu_sae/tuning.py'),
+                                     'jumprelu_sae.tuning.recipe_row': ('tuning.html#recipe_row', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.repo_root': ('tuning.html#repo_root', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.rows_to_keep': ('tuning.html#rows_to_keep', 'jumprelu_sae/tuning.py'),
                                      'jumprelu_sae.tuning.tune': ('tuning.html#tune', 'jumprelu_sae/tuning.py'),
