@@ -1744,6 +1744,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'jumprelu_sae/reproduction.py'),
                                            'jumprelu_sae.reproduction.one_sentence': ( 'reproduction.html#one_sentence',
                                                                                        'jumprelu_sae/reproduction.py'),
+                                           'jumprelu_sae.reproduction.other_recipe': ( 'reproduction.html#other_recipe',
+                                                                                       'jumprelu_sae/reproduction.py'),
                                            'jumprelu_sae.reproduction.page_body': ( 'reproduction.html#page_body',
                                                                                     'jumprelu_sae/reproduction.py'),
                                            'jumprelu_sae.reproduction.report_cells': ( 'reproduction.html#report_cells',

@@ -6,11 +6,11 @@
 __all__ = ['log', 'REPORT_PACKAGES', 'TABLE', 'NOTHING', 'STYLE', 'QUESTION', 'SHOWN', 'PAGE', 'OPEN', 'TOLERANCE', 'LEFT_OUT',
            'reproduce', 'with_changes', 'complete_run', 'Run', 'base_of', 'as_asked', 'command_of', 'short_rows',
            'answers', 'summary', 'latent_rows', 'data_departures', 'training_departures', 'departures', 'Html',
-           'as_html', 'as_list', 'one_sentence', 'why_different', 'first_figure', 'badge', 'first_screen', 'main_run',
-           'claim_list', 'report_source', 'report_cells', 'execute_cells', 'joined', 'slug', 'sections', 'described',
-           'page_body', 'make_report', 'how_it_ran', 'setting_rows', 'evidence', 'committed', 'apart', 'beside',
-           'seeds_within', 'changed_settings', 'different_data', 'turned_verdicts', 'beside_lines', 'tuning_words',
-           'checklist']
+           'as_html', 'as_list', 'one_sentence', 'other_recipe', 'why_different', 'first_figure', 'badge',
+           'first_screen', 'main_run', 'claim_list', 'report_source', 'report_cells', 'execute_cells', 'joined', 'slug',
+           'sections', 'described', 'page_body', 'make_report', 'how_it_ran', 'setting_rows', 'evidence', 'committed',
+           'apart', 'beside', 'seeds_within', 'changed_settings', 'different_data', 'turned_verdicts', 'beside_lines',
+           'tuning_words', 'checklist']
 
 # %% ../nbs/50_reproduction.ipynb #37ed5514
 import html, json, logging, math, os, re
@@ -444,6 +444,23 @@ def one_sentence(
 def _areas(results: list) -> dict:  # rival -> verdict on FVU
     return {b: falsifier(results, SUBJECT, b, 'fvu') for b in opponents(results)}
 
+def other_recipe(
+    run: Run, main: Run,
+) -> str:  # such as 'JumpReLU (dead_coef, dead_after)'; '' where it is the same one
+    "Architectures of both runs that were trained by different settings, but for length and sparsity, with these"
+    def settings(r, arch):
+        of = {k: v for part in ('sae', 'train') for k, v in r.settings_of(arch, part).items()}
+        idle = () if of.get('aux_coef') or of.get('dead_coef') else ('dead_after',)  # nobody asks who is dead
+        return {k: v for k, v in of.items() if k not in ('n_tokens', 'k', 'target_l0', 'coef', *idle)}
+
+    out = []
+    for a in in_order({r.config['arch'] for r in run.results} & {r.config['arch'] for r in main.results}):
+        here, there = settings(run, a), settings(main, a)
+        changed = [k for k in here if k in there and here[k] != there[k]]
+        if changed:
+            out.append(f"{look(a).label} ({', '.join(changed)})")
+    return _listed(out) if out else ''
+
 def why_different(
     run: Run,  # a finished run
     main: Run | None,  # the committed one that the claims are judged on
@@ -466,6 +483,9 @@ def why_different(
         if b in there and here[b].verdict != there[b].verdict and None not in (here[b].area, there[b].area)
     ]
     said = f'This run gave each SAE {length(run)}; the committed evidence has {length(main)}.'
+    other = other_recipe(run, main)
+    if other:
+        said += f' Their recipes differ, too: {other}.'
     if not turned:
         return f'{said} Both give the same verdicts.'
     gaps = [
