@@ -34,6 +34,7 @@ FEW = dict(n_train=24_576, n_val=512, n_test=8_192)   # tokens of the re-randomi
 PAIRS = (('jumprelu', 'gated'), ('jumprelu', 'topk'), ('jumprelu', 'batchtopk'), ('jumprelu', 'relu'))
 AT = (16, 32, 64, 128)
 FEW_SEEN = 124_928   # activations that their SAEs see in training: each about five times
+DEAD_AFTER = 25_000  # tokens: of the short recipe when these SAEs and those of SAES_FOLDER were trained (until 2026-11-29)
 quiet = Settings(progress=False, dtype='bfloat16')
 
 
@@ -84,7 +85,7 @@ def few_tokens():
         path = OUT/f'{name}.json'
         if path.exists() and config.items() <= read_json(path)['config'].items(): continue
         acts = activations(lm(load_lm(LM, dtype=quiet.dtype)), CORPUS, SITE, **FEW, settings=quiet)
-        sae = train_sae('topk', acts, WIDTH, L0, n_tokens=FEW_SEEN, settings=quiet)
+        sae = train_sae('topk', acts, WIDTH, L0, n_tokens=FEW_SEEN, settings=quiet, dead_after=DEAD_AFTER)
         r, t = score_sae(sae, acts, name, config | dict(version=VERSION, **FEW), 1), acts.part('test')
         loud = acts.rule(t['x'])
         r.metrics['token_share'] = round(token_share(t['x'][~loud].float(), t['token'][~loud]), 4)
