@@ -4,14 +4,15 @@
     python benchmarks/fair.py run      # six L0s, three seeds, settings interpolated in log L0
     python benchmarks/fair.py report   # the table of the tuning, the frontier's results, dead shares before and after
 
-Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe (of before 2026-11-29); 999,936 tokens a run, drawn
-from all 1.8 million of the training side. Tuning is judged on validation documents by FVU, `run` on test documents. Every architecture gets six
-runs at each L0: three learning rates by two values of one more setting. For TopK and BatchTopK that is how soon a
-latent counts as dead, for JumpReLU the bandwidth; at L0 = 8 JumpReLU's thresholds starved, so there its six are one
-change at a time (bandwidth, how long it selects, the thresholds' rate). ReLU and Gated cannot be told an L0: their
-second setting is the coefficient, and FVU is read at the wanted L0 between the two. Where both end far from it (a small
-learning rate is slow to thin out), the coefficient is corrected along the line through two runs and the run repeated,
-at most twice: that finds the L0 which the others are told, so it does not count as tuning; the report says how many.
+Layer 9 of Gemma 3 270M, 2,048 latents, batch 512, SHORT recipe (of before 2026-11-29); 999,936 tokens a run, drawn from
+all 1.8 million of the training side. Tuning is judged on validation documents by FVU, `run` on test documents. Every
+architecture gets six runs at each L0: three learning rates by two values of one more setting. For TopK and BatchTopK
+that is how soon a latent counts as dead, for JumpReLU the bandwidth; at L0 = 8 JumpReLU's thresholds starved, so there
+its six are one change at a time (bandwidth, how long it selects, the thresholds' rate). ReLU and Gated cannot be told
+an L0: their second setting is the coefficient, and FVU is read at the wanted L0 between the two. Where both end far
+from it (a small learning rate is slow to thin out), the coefficient is corrected along the line through two runs and
+the run repeated, at most twice: that finds the L0 which the others are told, so it does not count as tuning; the report
+says how many.
 
 The ladder of rates goes on at an edge. After these six, 16 of 20 winners had the largest or smallest rate tried, and
 the ladders had different tops. So, by one rule for all, written on 2026-11-29 when the tests of the first six had been

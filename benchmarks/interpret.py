@@ -34,7 +34,7 @@ FEW = dict(n_train=24_576, n_val=512, n_test=8_192)   # tokens of the re-randomi
 PAIRS = (('jumprelu', 'gated'), ('jumprelu', 'topk'), ('jumprelu', 'batchtopk'), ('jumprelu', 'relu'))
 AT = (16, 32, 64, 128)
 FEW_SEEN = 124_928   # activations that their SAEs see in training: each about five times
-DEAD_AFTER = 25_000  # tokens: of the short recipe when these SAEs and those of SAES_FOLDER were trained (until 2026-11-29)
+DEAD_AFTER = 25_000  # tokens: of the short recipe until 2026-11-29, when these SAEs and those of SAES_FOLDER were made
 quiet = Settings(progress=False, dtype='bfloat16')
 
 
