@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jumprelu_sae.activations import activations
-from jumprelu_sae.core import Settings, UserError, read_json, run_env, write_json
+from jumprelu_sae.core import Settings, UserError, fingerprint, read_json, run_env, write_json
 from jumprelu_sae.floors import half_directions, random_dictionary, rerandomised, soft_frozen
 from jumprelu_sae.interpret import (DENOMINATORS, MARGIN, by_frequency, common_l0, compare, described, explain, firings,
     matched_scores, mean_score, read_scores, saved_saes, score_draws, score_sae, token_share)
 from jumprelu_sae.intervals import mean_intervals
 from jumprelu_sae.lm import load_lm
-from jumprelu_sae.recipe import train_sae
-from jumprelu_sae.sae import load_sae
+from jumprelu_sae.recipe import SHORT, train_sae
+from jumprelu_sae.sae import load_sae, read_sae_config
 
 OUT = Path(__file__).parent.parent/'results'/'interpret'
 LM, CORPUS, SITE, WIDTH, L0, EVERY, VERSION = 'gemma3-270m', 'sotu', 'resid.9', 2048, 32, 4, 1
@@ -34,7 +34,6 @@ FEW = dict(n_train=24_576, n_val=512, n_test=8_192)   # tokens of the re-randomi
 PAIRS = (('jumprelu', 'gated'), ('jumprelu', 'topk'), ('jumprelu', 'batchtopk'), ('jumprelu', 'relu'))
 AT = (16, 32, 64, 128)
 FEW_SEEN = 124_928   # activations that their SAEs see in training: each about five times
-DEAD_AFTER = 25_000  # tokens: of the short recipe until 2026-11-29, when these SAEs and those of SAES_FOLDER were made
 quiet = Settings(progress=False, dtype='bfloat16')
 
 
@@ -42,6 +41,16 @@ quiet = Settings(progress=False, dtype='bfloat16')
 def facts(folder):
     "What the SAEs of a folder say of themselves"
     return {p.name: described(p) for p in saved_saes(folder).values()}
+
+
+def key_of(place):
+    "Of the SAE's run: another recipe gives another"
+    return read_sae_config(place)['metadata']['jumprelu_sae']['key']
+
+
+def recipe_key(arch):
+    "Of what a floor is trained by"
+    return fingerprint([SHORT[arch], SHORT.schedule])
 
 
 def rank(place):
@@ -64,6 +73,7 @@ def floors(acts):
         for k in AT if k != L0}
     trained = {f'softfrozen-{arch}-{L0}': row(f'soft-frozen {arch}', 0,
         lambda arch=arch: soft_frozen(arch, acts(), WIDTH, L0, settings=quiet)) for arch in ('topk', 'jumprelu')}
+    for (config, _), arch in zip(trained.values(), ('topk', 'jumprelu')): config['key'] = recipe_key(arch)
     return untrained, other, trained
 
 
@@ -81,11 +91,11 @@ def few_tokens():
     "The SAE of a model that was never trained, and of the true one on as many tokens; each on its own activations"
     for name, lm in ((f'rerandomised-{L0}', rerandomised), (f'fewtokens-{L0}', lambda lm: lm)):
         kind = name.partition('-')[0]
-        config = dict(arch=f'{kind} topk', floor=kind, target=L0, seed=0)
+        config = dict(arch=f'{kind} topk', floor=kind, target=L0, seed=0, key=recipe_key('topk'))
         path = OUT/f'{name}.json'
         if path.exists() and config.items() <= read_json(path)['config'].items(): continue
         acts = activations(lm(load_lm(LM, dtype=quiet.dtype)), CORPUS, SITE, **FEW, settings=quiet)
-        sae = train_sae('topk', acts, WIDTH, L0, n_tokens=FEW_SEEN, settings=quiet, dead_after=DEAD_AFTER)
+        sae = train_sae('topk', acts, WIDTH, L0, n_tokens=FEW_SEEN, settings=quiet)
         r, t = score_sae(sae, acts, name, config | dict(version=VERSION, **FEW), 1), acts.part('test')
         loud = acts.rule(t['x'])
         r.metrics['token_share'] = round(token_share(t['x'][~loud].float(), t['token'][~loud]), 4)
@@ -181,9 +191,9 @@ def clean(v):
 def examples(saes, acts):
     "Six latents of the JumpReLU SAE of seed 0 near L0 = 32, chosen by rule: at these quantiles of r3 among the scored"
     path = OUT/'examples.json'
-    if path.exists(): return
     def ours(p): return facts(p.parent)[p.name]['arch'] == 'jumprelu'
     name = min((n for n, p in saes.items() if ours(p)), key=lambda n: rank(saes[n]))
+    if path.exists() and read_json(path).get('key') == key_of(saes[name]): return
     r = read_scores(OUT/f'{name}.json')
     r3 = np.array(r.arrays['r3'])
     order = np.flatnonzero(np.isfinite(r3))[np.argsort(-r3[np.isfinite(r3)], kind='stable')]
@@ -195,7 +205,7 @@ def examples(saes, acts):
         groups = test.by_quantile(i, 3, 2)
         rows.append(dict(latent=i, quantile=q, r1=r.arrays['r1'][i], r3=r.arrays['r3'][i], count=r.arrays['count'][i],
             rows=explain(train, i).rows(6), excerpts=[[vars(e) for e in g] for g in groups]))
-    write_json(path, dict(sae=name, latents=rows))
+    write_json(path, dict(sae=name, key=key_of(saes[name]), latents=rows))
 
 
 def main():
@@ -214,7 +224,7 @@ def main():
                 train, part = A.part('train'), A.part
                 A.part = lambda name='test': train if name == 'train' else part(name)   # keep it in memory
             return cache['acts']
-        def of(name): return name, described(saes[name]) | dict(floor=None), lambda: load_sae(saes[name])
+        def of(name): return name, described(saes[name]) | dict(floor=None, key=key_of(saes[name])), lambda: load_sae(saes[name])
         order = sorted(saes, key=lambda n: rank(saes[n]))
         untrained, other, trained = floors(acts)
         first, then = ([of(n) for n in order if (rank(saes[n])[0] <= 1) == early] for early in (True, False))

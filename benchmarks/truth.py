@@ -4,16 +4,15 @@ whose dictionary is known.
     python benchmarks/truth.py                # tuning of the learning rates, then all runs; goes on where it stopped
     python benchmarks/truth.py --width 256    # the runs of one width only
 
-Settings are those of the short recipe (`recipe.SHORT`, as it was until 2026-11-29), but for the learning rate: three
+Settings are those of the short recipe (`recipe.SHORT`), but for the learning rate: three
 for each architecture, judged by its own objective on held-out examples of another truth (seed 100), never by the truth found. A seed draws
 everything: dictionary, order of examples and initial weights. SAEs of one architecture, width and seed are trained side
 by side on the same examples. One thread; about 25 CPU-minutes. Writes results/evaluate/truth.json."""
 import argparse, time, warnings
-from dataclasses import replace
 from pathlib import Path
 import torch
 from jumprelu_sae.core import fingerprint, read_json, run_env, write_json
-from jumprelu_sae.recipe import SHORT, Recipe
+from jumprelu_sae.recipe import SHORT
 from jumprelu_sae.sae import make_sae
 from jumprelu_sae.train import Trainer, train_saes
 from jumprelu_sae.truth import TrueStream, truth_scores
@@ -27,26 +26,18 @@ GRID = dict( # what is compared, and each one's sparsities
     jumprelu=(2., 4., 8., 16., 32.))
 
 
-def as_it_was(arch: str) -> Recipe:
-    "The short recipe of an architecture as it was when these runs were made, before 2026-11-29"
-    part, lost = SHORT[arch], dict(dead_coef=.01) if arch == 'jumprelu' else {}
-    return replace(SHORT, schedule=SHORT.schedule | dict(dead_after=25_000), part=part | dict(sae=part['sae'] | lost))
-
-
 def recipe_of(arch: str) -> tuple[dict, dict]:  # its part, and the schedule of all
-    recipe = as_it_was(arch)
-    return recipe[arch], recipe.schedule
+    return SHORT[arch], SHORT.schedule
 
 
 def train(arch, width, settings, seed, lr):
     "SAEs of one architecture that differ in sparsity only; them, their stream, the settings, and seconds for each"
-    recipe, t = as_it_was(arch), time.process_time()
-    r = recipe[arch]
+    r, schedule, t = *recipe_of(arch), time.process_time()
     stream = TrueStream(**STREAM, seed=seed)
-    saes = {str(v): make_sae(recipe.sae(arch, STREAM['d_in'], width, **{r['setting']: v}), seed) for v in settings}
-    cfg = recipe.train(arch, STEPS*STREAM['batch'], STREAM['batch'], lr=lr)
+    saes = {str(v): make_sae(SHORT.sae(arch, STREAM['d_in'], width, **{r['setting']: v}), seed) for v in settings}
+    cfg = SHORT.train(arch, STEPS*STREAM['batch'], STREAM['batch'], lr=lr)
     train_saes(Trainer(saes, stream, cfg, path='dense'), progress=False)
-    how = dict(sae=r['sae'], train=recipe.schedule | r['train'] | dict(lr=lr))
+    how = dict(sae=r['sae'], train=schedule | r['train'] | dict(lr=lr))
     return {v: saes[str(v)].eval() for v in settings}, stream, how, (time.process_time() - t)/len(settings)
 
 
