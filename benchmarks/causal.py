@@ -19,10 +19,11 @@ from jumprelu_sae.activations import activations
 from jumprelu_sae.causal import (CONTRASTS, CONTROLS, PatchStudy, Place, Sufficiency, ablate, centre_draws,
     complete_basis, keep_largest_units, kl_of, log_ratios, mean_difference, places, promoted_words, share_draws, steer,
     verdict, word_logits)
-from jumprelu_sae.core import Settings, fingerprint, read_json, run_env, write_json
+from jumprelu_sae.core import Settings, fingerprint, read_json, run_env, sha256, write_json
 from jumprelu_sae.evaluate import spread_rows
 from jumprelu_sae.intervals import effective_documents, mean_intervals, resample
-from jumprelu_sae.sae import look
+from jumprelu_sae.recipe import SHORT
+from jumprelu_sae.sae import look, read_sae_config
 
 OUT = Path(__file__).parent.parent/'results'/'causal'
 SITE, KS, SUFFICIENCY_KS, K = 'resid.9', (1, 2, 4, 8, 16), (1, 4, 16, 32), 4
@@ -121,20 +122,33 @@ def arm_name(arm):
     arch, setting, seed = arm
     return f'{arch}-{setting:g}-seed{seed}' if setting is not None else f'{arch}-seed{seed}'
 
+def key_of(place):
+    "Of the SAE's run (another recipe gives another); of one that names none, of its weights"
+    ours = read_sae_config(place)['metadata'].get('jumprelu_sae') or {}
+    return ours.get('key') or sha256(place/'sae_weights.safetensors')
+
+def shuffled_from(saes, l0s):
+    "Folder of the SAE whose decoder is shuffled"
+    return saes['jumprelu', near({v: l for (a, v), l in l0s.items() if a == 'jumprelu'}, 32), 0]
+
+def known_as(arm, saes, l0s):
+    "What a dictionary is known by: what was computed of another is not used"
+    arch = arm[0]
+    if arch in ARCHS: return key_of(saes[arm])
+    if arch == 'shuffled': return f'shuffled {key_of(shuffled_from(saes, l0s))}'
+    if arch == 'softfrozen': return f"softfrozen jumprelu {fingerprint([SHORT['jumprelu'], SHORT.schedule])}"
+    return arch
+
 def load_arm(arm, bench, saes, l0s):
-    "The dictionary, and what it is known by"
-    arch, setting, seed = arm
-    if arch in ARCHS:
-        sae = js.load_sae(saes[arm])
-        return sae, (sae.metadata.get('jumprelu_sae') or {}).get('key') or fingerprint(saes[arm].name)
+    "The dictionary"
+    arch, _, seed = arm
+    if arch in ARCHS: return js.load_sae(saes[arm])
     from jumprelu_sae.floors import random_dictionary, shuffled_decoder, soft_frozen
-    if arch in ('neurons', 'rotation', 'PCA'): return complete_basis(arch, bench.sample, seed), arch
-    if arch == 'random': return random_dictionary(bench.acts, D_SAE, 32, seed), arch
-    if arch == 'line': return None, arch
-    if arch == 'shuffled':
-        of = ('jumprelu', near({v: l for (a, v), l in l0s.items() if a == 'jumprelu'}, 32), 0)
-        return shuffled_decoder(js.load_sae(saes[of]), seed), f'shuffled {of}'
-    return soft_frozen('jumprelu', bench.acts, D_SAE, 32, seed=seed, settings=QUIET), 'softfrozen jumprelu 32 .8'
+    if arch in ('neurons', 'rotation', 'PCA'): return complete_basis(arch, bench.sample, seed)
+    if arch == 'random': return random_dictionary(bench.acts, D_SAE, 32, seed)
+    if arch == 'line': return None
+    if arch == 'shuffled': return shuffled_decoder(js.load_sae(shuffled_from(saes, l0s)), seed)
+    return soft_frozen('jumprelu', bench.acts, D_SAE, 32, seed=seed, settings=QUIET)
 
 
 # -- the parts of an arm ----------------------------------------------------------------------------------------------
@@ -362,18 +376,18 @@ def run(folder):
     shared = dict(facts=FACTS, accuracy=bench.accuracy, kept=bench.names, full=bench.full, covered=bench.covered,
         env=run_env(), words=bench.study.words)
     write_json(OUT/'shared.json', shared)
-    loaded = None, None, None
+    loaded = None, None
     own = dict(patch=[KS, bench.full], ablate=[PLACES, WORDS], keep=[SUFFICIENCY_KS, ROWS, LENGTH, EVERY])
     own['steer'] = own['keep']
     keys = {part: fingerprint([SITE, MOST, RIGHT, PLACES, bench.names, own[part]]) for part in PARTS}
     for part, arm in job_list(saes, l0s):
         path = OUT/'arms'/f'{arm_name(arm)}.json'
-        d = read_json(path) if path.exists() else {}
+        known, d = known_as(arm, saes, l0s), read_json(path) if path.exists() else {}
+        if d.get('of') != known: d = {}
         if d.get('keys', {}).get(part) == keys[part]: continue
         t = time.process_time(), time.time()
-        if loaded[0] != arm: loaded = (arm, *load_arm(arm, bench, saes, l0s))
-        _, units, known = loaded
-        if d.get('of') != known: d = {}
+        if loaded[0] != arm: loaded = arm, load_arm(arm, bench, saes, l0s)
+        units = loaded[1]
         got = PARTS[part](units, bench, arm)
         cpu, wall = time.process_time() - t[0], time.time() - t[1]
         l0 = None if units is None else mean_l0(units, bench.sample[:1024])

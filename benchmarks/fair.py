@@ -52,7 +52,7 @@ N, N_LM, SEEDS = 999_936, 4096, (0, 1, 2)
 N_TRAIN = 1_839_104  # activations to draw from: the store of `long_run.py`
 TUNED_AT = (8, 16, 64, 256)
 L0S = (8, 16, 32, 64, 128, 256)
-BY_COEF = dict(  # the coefficient that gave about this L0 in the run before (results/laptop-full), and two beside it
+BY_COEF = dict(  # the coefficient that gave about this L0 in the run before (laptop-full-before), and two beside it
     relu={8: .19, 16: .09, 64: .029, 256: .0105},
     gated={8: .195, 16: .118, 64: .045, 256: .018},
 )
@@ -286,7 +286,7 @@ class Main(Fair):
     """The study at 2,048 latents. Its report also says what its further rates changed, and dead shares before it"""
     def report(self) -> None:
         super().report()
-        before = read_json(HERE/'laptop-full'/'results.json')['results']
+        before = read_json(HERE/'laptop-full-before'/'results.json')['results']
         for a, l0, rs in ((a, l0, rs) for a in self.archs for l0, rs in self.done(a).items()):
             old, new = before_at(before, a, l0), [r.metrics for r in rs]
             said = (f"{k} {mean(old, k):.4f} -> {mean(new, k):.4f}" for k in ('l0', 'dead', 'fvu'))

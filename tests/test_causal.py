@@ -1,6 +1,6 @@
 "The causal study end to end on a tiny model, its committed evidence, and what would interrupt the lesson"
 
-import importlib.util, json, math
+import importlib.util, json, math, shutil
 from pathlib import Path
 import numpy as np
 import pytest
@@ -79,6 +79,22 @@ def test_what_is_there_is_not_computed_again(done, monkeypatch):
     monkeypatch.setattr(m, 'PARTS', dict.fromkeys(m.PARTS, refuse))
     m.run(saes)
     assert before == {p.name: p.stat().st_mtime_ns for p in (out/'arms').iterdir()}
+
+
+def test_what_was_computed_of_another_sae_is_not_used(done, acts, tmp_path, monkeypatch):
+    "Another SAE of the same name, as after a change of recipe: its arm is made again, and no other one"
+    m, out, saes = done
+    shutil.copytree(out, tmp_path/'out')
+    shutil.copytree(saes, tmp_path/'saes')
+    sae = make_sae(SAEConfig('topk', acts.d_in, 64, k=32), 7)
+    sae.eval().finish(acts.scaler, acts.metadata()).save(tmp_path/'saes'/'topk-32-seed1')
+    monkeypatch.setattr(m, 'OUT', tmp_path/'out')
+    m.run(tmp_path/'saes')
+    old, new = ({p.name: p.read_bytes() for p in (o/'arms').iterdir()} for o in (out, tmp_path/'out'))
+    assert [n for n in old if new[n] != old[n]] == ['topk-32-seed1.json'] and new.keys() == old.keys()
+    a, b = (json.loads(o['topk-32-seed1.json']) for o in (old, new))
+    assert a['of'] != b['of'] and a['keys'] == b['keys']
+    assert a['patch']['contrasts'] != b['patch']['contrasts']
 
 
 def test_summary_is_by_hand(done):
