@@ -258,6 +258,11 @@ def new_file(part: str, preset: str) -> dict:
     return dict(format=1, preset=preset, **where, command=f'python benchmarks/recipe.py {part}', rows={})
 
 
+def key_of(part: str, r: dict) -> str:
+    "Of all that a run is told: its own settings, and the schedule that it takes from the short recipe"
+    return fingerprint(r if part == 'paper' else [r, SHORT.schedule])
+
+
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('part', nargs='+', choices=('ingredients', 'levels', 'ablation', 'paper'))
@@ -272,7 +277,7 @@ if __name__ == '__main__':
         path = OUT/f'{part}.json'
         d = read_json(path) if path.exists() else new_file(part, preset)
         for name, r in globals()[part]().items():
-            key = fingerprint(r)
+            key = key_of(part, r)
             if not name.startswith(a.only) or d['rows'].get(name, {}).get('key') == key: continue
             row = run_paper(acts, lm_eval, name, **r) if part == 'paper' else run(acts, name, **r)
             d['rows'][name] = row | dict(key=key)
