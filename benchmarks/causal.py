@@ -4,9 +4,9 @@
     python benchmarks/causal.py SAES_FOLDER --summary   # only results/causal/summary.json, of the arms there are
 
 SAES_FOLDER holds finished SAEs of the `laptop` runs (resid.9, `sotu`), one folder each, named ARCH-SETTING-seedN. One
-thread, float32 (the processor has no bfloat16). Each arm is a file of results/causal/arms: what every word pair,
-document and place gave, so that the summary can be made again without the model. An arm is skipped when it is there and
-was made by the same settings from the same SAE.
+thread; float32, since an effect of 0.001 nats is lost in bfloat16. Each arm is a file of results/causal/arms: what
+every word pair, document and place gave, so that the summary can be made again without the model. An arm is skipped
+when it is there and was made by the same settings, in the same precision, from the same SAE.
 
 Fixed and committed before the evidence was computed: contrasts, pairs, places, ks, margins and rules, below."""
 import argparse, math, time
@@ -46,7 +46,7 @@ FACTS = dict(site=SITE, ks=KS, sufficiency_ks=SUFFICIENCY_KS, most=MOST, places=
 
 # -- what is measured on ----------------------------------------------------------------------------------------------
 
-QUIET = Settings(progress=False, threads=1, dtype='bfloat16')
+QUIET = Settings(progress=False, threads=1, dtype='float32')
 def open_acts(): return activations('gemma3-270m', 'sotu', SITE, settings=QUIET)
 
 class Bench:
@@ -54,6 +54,7 @@ class Bench:
     def __init__(self):
         self.acts = open_acts()
         self.lm, self.rule, self.mean = self.acts.lm, self.acts.rule, self.acts.mean
+        self.precision = str(self.lm.dtype).removeprefix('torch.')
         x = self.acts.side.x
         self.sample = x[::max(1, len(x)//4096)][:4096].clone()   # for covariances, PCA and units' means
         every = PatchStudy(self.lm, list(CONTRASTS.values()), SITE, MOST)
@@ -359,7 +360,8 @@ def summarise():
     keep = next((a['keep']['n'] for a in arms.values() if 'keep' in a), [])
     items = {c: len(f) for c, f in zip(shared['kept'], shared['full'])}
     out = dict(format=1, command='python benchmarks/causal.py SAES_FOLDER', **FACTS, margins=MARGINS, k=K,
-        precision='float32', accuracy=shared['accuracy'], kept=shared['kept'], items=items, covered=shared['covered'],
+        precision=shared['precision'], accuracy=shared['accuracy'], kept=shared['kept'], items=items,
+        covered=shared['covered'],
         short_over_full=short[0] if short else None, predictions=int(sum(keep)), documents=len(keep), arms=rows,
         comparisons=comparisons, steering=steering,
         verdict=f"JumpReLU's share of a concept at k = {K} and L0 32 is {words}.",
@@ -374,12 +376,12 @@ def run(folder):
         if s == min(o[2] for o in saes): l0s[a, v] = mean_l0(js.load_sae(saes[a, v, s]), bench.sample[:1024])
     print({f'{a}-{v:g}': round(l, 1) for (a, v), l in l0s.items()}, flush=True)
     shared = dict(facts=FACTS, accuracy=bench.accuracy, kept=bench.names, full=bench.full, covered=bench.covered,
-        env=run_env(), words=bench.study.words)
+        env=run_env(), words=bench.study.words, precision=bench.precision)
     write_json(OUT/'shared.json', shared)
     loaded = None, None
     own = dict(patch=[KS, bench.full], ablate=[PLACES, WORDS], keep=[SUFFICIENCY_KS, ROWS, LENGTH, EVERY])
     own['steer'] = own['keep']
-    keys = {part: fingerprint([SITE, MOST, RIGHT, PLACES, bench.names, own[part]]) for part in PARTS}
+    keys = {part: fingerprint([SITE, MOST, RIGHT, PLACES, bench.names, bench.precision, own[part]]) for part in PARTS}
     for part, arm in job_list(saes, l0s):
         path = OUT/'arms'/f'{arm_name(arm)}.json'
         known, d = known_as(arm, saes, l0s), read_json(path) if path.exists() else {}

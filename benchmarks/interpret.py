@@ -77,9 +77,15 @@ def floors(acts):
     return untrained, other, trained
 
 
+def key_of_acts(acts):
+    "What is scored on: a processor without bfloat16 gives other activations from the same model and text"
+    m = acts.metadata()['jumprelu_sae']
+    return fingerprint([m['data'], m['massive'], m['scale']])
+
+
 def arm(name, config, make, acts):
     "Score one, unless a file with the same settings is there"
-    path, config = OUT/f'{name}.json', config | dict(version=VERSION)
+    path, config = OUT/f'{name}.json', config | dict(version=VERSION, acts=key_of_acts(acts()))
     if path.exists() and config.items() <= read_json(path)['config'].items(): return
     r = score_sae(make(), acts(), name, config, EVERY)
     r.save(path)
@@ -126,6 +132,8 @@ def summary():
     "Everything the notebook reads, from the files that are there"
     files = sorted(p for p in OUT.glob('*.json') if p.name not in ('summary.json', 'examples.json'))
     results = [read_scores(p) for p in files]
+    if len({r.config['acts'] for r in results if 'acts' in r.config}) > 1:
+        raise UserError(f'{OUT} holds scores on different activations: run again with the folder of the SAEs')
     saes, floor = [r for r in results if not r.config['floor']], [r for r in results if r.config['floor']]
     archs = [a for a in ('topk', 'batchtopk', 'jumprelu', 'gated', 'relu') if any(r.config['arch'] == a for r in saes)]
     at32 = {a: [r for r in saes if r.config['arch'] == a and .7 < r.metrics['l0']/L0 < 1.4] for a in archs}
@@ -224,7 +232,9 @@ def main():
                 train, part = A.part('train'), A.part
                 A.part = lambda name='test': train if name == 'train' else part(name)   # keep it in memory
             return cache['acts']
-        def of(name): return name, described(saes[name]) | dict(floor=None, key=key_of(saes[name])), lambda: load_sae(saes[name])
+        def of(name):
+            place = saes[name]
+            return name, described(place) | dict(floor=None, key=key_of(place)), lambda: load_sae(place)
         order = sorted(saes, key=lambda n: rank(saes[n]))
         untrained, other, trained = floors(acts)
         first, then = ([of(n) for n in order if (rank(saes[n])[0] <= 1) == early] for early in (True, False))

@@ -4,8 +4,8 @@ whose dictionary is known.
     python benchmarks/truth.py                # tuning of the learning rates, then all runs; goes on where it stopped
     python benchmarks/truth.py --width 256    # the runs of one width only
 
-Settings are those of the short recipe (`recipe.SHORT`), but for the learning rate: three
-for each architecture, judged by its own objective on held-out examples of another truth (seed 100), never by the truth found. A seed draws
+Settings are those of the short recipe (`recipe.SHORT`), but for the learning rate: three for each architecture, judged
+by its own objective on held-out examples of another truth (seed 100), never by the truth found. A seed draws
 everything: dictionary, order of examples and initial weights. SAEs of one architecture, width and seed are trained side
 by side on the same examples. One thread; about 25 CPU-minutes. Writes results/evaluate/truth.json."""
 import argparse, time, warnings
