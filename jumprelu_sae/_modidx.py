@@ -1690,6 +1690,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'jumprelu_sae.reproduction._plot_sizes': ( 'reproduction.html#_plot_sizes',
                                                                                       'jumprelu_sae/reproduction.py'),
                                            'jumprelu_sae.reproduction._row': ('reproduction.html#_row', 'jumprelu_sae/reproduction.py'),
+                                           'jumprelu_sae.reproduction._turned': ( 'reproduction.html#_turned',
+                                                                                  'jumprelu_sae/reproduction.py'),
                                            'jumprelu_sae.reproduction.answers': ( 'reproduction.html#answers',
                                                                                   'jumprelu_sae/reproduction.py'),
                                            'jumprelu_sae.reproduction.apart': ('reproduction.html#apart', 'jumprelu_sae/reproduction.py'),

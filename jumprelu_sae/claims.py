@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAIN', 'LONG', 'AT_STEP', 'VERDICTS', 'METRICS_COMPARED', 'MARGIN', 'DOMINATED_FROM', 'SEEDED', 'LEAST_SEEDS', 'RISE',
-           'SHARE', 'ABLATION', 'PAPER', 'PITH', 'BIG', 'BEFORE', 'SMALL', 'RUN', 'FRONTIER', 'PLACES', 'ZERO', 'SIZE',
-           'LATENTS', 'LETTER', 'FAST', 'TUNED_THERE', 'WIDER', 'TUNED_WIDER', 'AUXK_ONLY', 'CLAIMS', 'TUNED_SHORT',
-           'TUNED_TWICE', 'FRONT', 'Evidence', 'Finding', 'Claim', 'long_files', 'long_run', 'combine', 'lower_error',
-           'not_worse', 'higher_error', 'dominates', 'by_dominance', 'or_dominance', 'gap_by_seed', 'over_seeds',
-           'dense_latents', 'estimator', 'learning_theta', 'who_receives', 'derived_and_ablated', 'seeds_and_splits',
-           'unjudged', 'goes_down', 'similar_meaning', 'and_meaning', 'as_relevant', 'judged', 'write_claims',
-           'claim_table', 'findings', 'place_rows', 'news', 'negative', 'spent']
+           'SHARE', 'ABLATION', 'PAPER', 'PITH', 'BIG', 'BEFORE', 'NOW', 'SMALL', 'RUN', 'FRONTIER', 'PLACES', 'ZERO',
+           'SIZE', 'LATENTS', 'LETTER', 'FAST', 'TUNED_THERE', 'WIDER', 'TUNED_WIDER', 'AUXK_ONLY', 'CLAIMS',
+           'TUNED_SHORT', 'TUNED_TWICE', 'FRONT', 'Evidence', 'Finding', 'Claim', 'long_files', 'long_run', 'combine',
+           'lower_error', 'not_worse', 'higher_error', 'dominates', 'by_dominance', 'or_dominance', 'gap_by_seed',
+           'over_seeds', 'dense_latents', 'estimator', 'learning_theta', 'who_receives', 'derived_and_ablated',
+           'seeds_and_splits', 'unjudged', 'goes_down', 'similar_meaning', 'and_meaning', 'as_relevant', 'judged',
+           'write_claims', 'claim_table', 'findings', 'place_rows', 'news', 'negative', 'spent']
 
 # %% ../nbs/45_claims.ipynb #6c8bf980
 import math
@@ -613,7 +613,8 @@ PAPER = "the paper, in our words"
 PITH = "a machine-written review page (Pith, 2026), not the paper's or a journal's"
 BIG = 'Gemma 2 9B base, layers 9, 20, 31, width 131,072, 8 billion tokens'
 BEFORE = 'SHORT recipe as it was until 2026-11-29 (JumpReLU with a loss on dead latents)'
-SMALL = f'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 1 million tokens, L0 8 to 256, {BEFORE}'
+NOW = 'SHORT recipe'
+SMALL = f'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 1 million tokens, L0 8 to 256, {NOW}'
 RUN, FRONTIER = 'jumprelu-sae reproduce --preset laptop-full', '31_frontier, What was measured'
 PLACES = {
     'laptop-main': 'the main site, for comparison: residual stream after layer 9, 2,048 latents',
@@ -627,7 +628,7 @@ SIZE = '1 % of FVU and 0.01 nats: as far apart as two seeds of one TopK'
 
 LATENTS = (
     'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, 250 thousand tokens, L0 about 16 to 128, '
-    f'three seeds, {BEFORE}'
+    f'three seeds, {NOW}'
 )
 LETTER = (
     'Gemma 3 270M (4-bit conversion), layer 9 residual, 2,048 latents, PAPER recipe: 100,000 steps of 128 activations '

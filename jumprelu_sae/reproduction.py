@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Callable
 
-from .claims import Evidence, claim_table, negative, news, place_rows, spent
+from .claims import METRICS_COMPARED, Evidence, claim_table, negative, news, place_rows, spent
 from .core import Result, Settings, UserError, read_json, require_all, write_json, writing
 from .experiment import Stages, as_preset, run_experiment
 from .frontier import (SUBJECT, equal_l0_table, falsifier, frontier_figure, frontier_table, html_table,
@@ -441,8 +441,19 @@ def one_sentence(
         return ''
     return f"At equal L0, {look(SUBJECT).label}'s {METRICS[metric].short} is {'; '.join(parts)}."
 
-def _areas(results: list) -> dict:  # rival -> verdict on FVU
-    return {b: falsifier(results, SUBJECT, b, 'fvu') for b in opponents(results)}
+def _areas(results: list, metric: str = 'fvu') -> dict:  # rival -> verdict
+    return {b: falsifier(results, SUBJECT, b, metric) for b in opponents(results)}
+
+def _turned(here: list, there: list, metric: str) -> list[str]:  # 'TopK (FVU +1.0 % here, -1.0 % there)'
+    "Rivals against which two runs have different verdicts, with both differences"
+    m = METRICS[metric]
+
+    def said(v):
+        return f'{100 * math.expm1(v.area):+.1f} %' if m.log else f'{v.area:+.3f} {m.unit}'
+
+    a, b = _areas(here, metric), _areas(there, metric)
+    turned = [o for o in a if o in b and a[o].verdict != b[o].verdict and None not in (a[o].area, b[o].area)]
+    return [f'{look(o).label} ({m.short} {said(a[o])} here, {said(b[o])} there)' for o in turned]
 
 def other_recipe(
     run: Run, main: Run,
@@ -476,23 +487,16 @@ def why_different(
         seeds = len(r.preset['seeds'])
         return f"{r.preset['n_train']:,} tokens and {seeds} seed{'s' if seeds > 1 else ''}"
 
-    here, there = _areas(run.results), _areas(main.results)
-    turned = [
-        b
-        for b in here
-        if b in there and here[b].verdict != there[b].verdict and None not in (here[b].area, there[b].area)
-    ]
+    results = [*run.results, *main.results]
+    both = [m for m in METRICS_COMPARED if all(METRICS[m].among(r.arrays) for r in results)]
+    gaps = [g for m in both for g in _turned(run.results, main.results, m)]
     said = f'This run gave each SAE {length(run)}; the committed evidence has {length(main)}.'
     other = other_recipe(run, main)
     if other:
         said += f' Their recipes differ, too: {other}.'
-    if not turned:
-        return f'{said} Both give the same verdicts.'
-    gaps = [
-        f'{look(b).label} ({100 * math.expm1(here[b].area):+.1f} % here, {100 * math.expm1(there[b].area):+.1f} % '
-        f'there)'
-        for b in turned
-    ]
+    if not gaps:
+        metrics = _listed([METRICS[m].short for m in both])
+        return f'{said} Both give the same verdicts on {metrics}.'
     why = 'who leads depends on the length of the run and on what was tuned for it (`31_frontier`).'
     return f'{said} The verdict is another one against {_listed(gaps)}: {why}'
 
