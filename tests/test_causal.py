@@ -185,6 +185,17 @@ def test_english_contrasts_are_well_formed():
 
 # -- the evidence ------------------------------------------------------------------------------------------------------
 
+def test_evidence_is_of_one_run_in_float32():
+    m = script()
+    arms = [read_json(p) for p in sorted((EVIDENCE/'arms').glob('*.json'))]
+    saes = [a for a in arms if a['arch'] in m.ARCHS]
+    assert len(saes) == 60 == len({a['of'] for a in saes})
+    assert len({str(a['keys']['patch']) for a in arms}) == 1   # the same questions, in the same precision
+    assert read_json(EVIDENCE/'summary.json')['precision'] == 'float32'
+    frozen = next(a['of'] for a in arms if a['arch'] == 'softfrozen')
+    assert frozen == m.known_as(('softfrozen', None, 0), {}, {})   # trained by the recipe as it is
+
+
 def test_evidence_is_what_the_arms_say(monkeypatch, tmp_path):
     "The summary, made again from the committed arms"
     m, want = script(), read_json(EVIDENCE/'summary.json')

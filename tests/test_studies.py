@@ -182,3 +182,66 @@ def test_a_study_names_the_precision_of_its_model():
     assert silent == set(NO_MODEL)
     by_settings = [c for f in BENCHMARKS.glob('*.py') for c in calls(f, 'activations')]
     assert len(by_settings) > 8 and all('settings' in {k.arg for k in c.keywords} for c in by_settings)
+
+
+# -- what is there is used again only if it is the same ---------------------------------------------------------------
+
+def program(name):
+    "A program of benchmarks/ as a module that nothing else has"
+    spec = importlib.util.spec_from_file_location(f'{name}_program', BENCHMARKS/f'{name}.py')
+    m = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(m)
+    return m
+
+
+def acts_of(scale):
+    ours = dict(data=dict(site='resid.9'), massive=dict(factor=20.), scale=scale)
+    return lambda: Bag(metadata=lambda: dict(jumprelu_sae=ours))
+
+
+def test_scores_of_another_sae_or_of_other_activations_are_made_again(tmp_path, monkeypatch):
+    m, made = program('interpret'), []
+    monkeypatch.setattr(m, 'OUT', tmp_path)
+    def score(sae, acts, name, config, every):
+        made.append(config['key'])
+        numbers = dict.fromkeys(('l0', 'r3.scored', 'r3.all', 'r3.firing', 'cpu_seconds'), 1.)
+        return Bag(save=lambda path: m.write_json(path, dict(config=config, metrics=numbers)), metrics=numbers)
+    monkeypatch.setattr(m, 'score_sae', score)
+    for key, scale in (('a', 1.), ('a', 1.), ('b', 1.), ('b', 1.), ('b', 2.), ('b', 2.)):
+        m.arm('topk-32-seed0', dict(arch='topk', target=32, seed=0, floor=None, key=key), lambda: None, acts_of(scale))
+    assert made == ['a', 'b', 'b']
+
+
+def test_committed_scores_are_all_of_the_same_activations():
+    m = program('interpret')
+    files = [p for p in m.OUT.glob('*.json') if p.stem not in ('summary', 'examples')]
+    configs = [m.read_json(p)['config'] for p in files]
+    saes = [c for c in configs if not c['floor']]
+    assert len(saes) == 60 == len({c['key'] for c in saes})
+    few = ('rerandomised', 'fewtokens')  # they have activations of their own
+    assert len({c['acts'] for c in configs if c['floor'] not in few}) == 1
+    trained = {c['key'] for c in configs if str(c['floor']).startswith('soft-frozen') or c['floor'] in few}
+    assert trained == {m.recipe_key('topk'), m.recipe_key('jumprelu')}  # by the recipe as it is
+
+
+@pytest.mark.parametrize('part', ['ingredients', 'levels', 'ablation', 'paper'])
+def test_committed_rows_of_the_recipe_are_of_the_recipe_as_it_is(part, monkeypatch):
+    m = program('recipe')
+    rows = m.read_json(m.OUT/f'{part}.json')['rows']
+    wanted = {name: m.key_of(part, r) for name, r in getattr(m, part)().items()}
+    assert {name: rows[name]['key'] for name in wanted} == wanted
+    other = m.replace(m.SHORT, schedule=m.SHORT.schedule | dict(dead_after=25_000))
+    monkeypatch.setattr(m, 'SHORT', other)  # rows that take the schedule from there would be made again
+    again = [name for name, r in getattr(m, part)().items() if m.key_of(part, r) != rows[name]['key']]
+    assert len(again) == (0 if part == 'paper' else len(wanted))
+
+
+def test_committed_truth_is_of_the_recipe_as_it_is():
+    m = program('truth')
+    d = m.read_json(m.OUT)
+    for name, part in d['rows'].items():
+        arch, width, seed = name.replace('width ', '').replace('seed ', '').split(', ')
+        for r in part['rows']:
+            assert r['train'] | dict(lr=None) == m.SHORT.schedule | m.SHORT[arch]['train'] | dict(lr=None), name
+            assert r['sae'] == m.SHORT[arch]['sae'], name
+    assert len(d['rows']) == 30
