@@ -16,7 +16,7 @@ from jumprelu_sae.activations import activations
 from jumprelu_sae.core import Settings, read_json, run_env, write_json
 from jumprelu_sae.interpret import firings
 from jumprelu_sae.rate import Study, chance_of_best, inspect_page, make_study, study_page
-from jumprelu_sae.sae import load_sae
+from jumprelu_sae.sae import load_sae, read_sae_config
 
 RESULTS = Path(__file__).parent.parent/'results'/'rate'/'inspector.json'
 ARCHS = ('jumprelu', 'gated', 'topk')
@@ -39,6 +39,11 @@ def nearest(folder, acts, targets, seed):
         found[arch] = {t: min(have.items(), key=lambda v: abs(math.log(v[1]/t))) for t in targets}
         print(arch, {t: (p.name, round(v, 1)) for t, (p, v) in found[arch].items()}, flush=True)
     return found
+
+
+def key_of(path):
+    "Of the SAE's run: another recipe gives another"
+    return (read_sae_config(path)['metadata'].get('jumprelu_sae') or {}).get('key')
 
 
 def leaks(study, sources, width=24):
@@ -80,21 +85,25 @@ if __name__ == '__main__':
     sources = {
         arch: {str(t): firings(load_sae(path), acts) for t, (path, _) in by.items()} for arch, by in chosen.items()
     }
-    key, page = a.out/'key'/'key.json', a.out/'page.json'
-    if key.exists() and page.exists(): study = Study(read_json(page), read_json(key))
+    saes = {
+        arch: {str(t): dict(sae=path.name, key=key_of(path), l0=round(v, 2)) for t, (path, v) in by.items()}
+        for arch, by in chosen.items()
+    }
+    key, page, of = a.out/'key'/'key.json', a.out/'page.json', a.out/'of.json'
+    if key.exists() and page.exists():
+        if not of.exists() or read_json(of) != saes:
+            raise SystemExit(f'{a.out} holds a study of other SAEs, which may have been rated: give another --out')
+        study = Study(read_json(page), read_json(key))
     else:
+        write_json(of, saes)
         study = make_study(sources, n_per_arm=a.n, repeats=min(18, 9*len(a.targets)))
         write_json(page, study.page)
         study.write_key(key)
     study_page(study, a.out/'for-raters'/'study.html')
-    what = dict(study=study.page['id'], n_per_arm=study.key['n_per_arm'], permutations=a.permutations)
+    what = dict(study=study.page['id'], n_per_arm=study.key['n_per_arm'], permutations=a.permutations, saes=saes)
     d = read_json(RESULTS) if RESULTS.exists() else {}
     if any(d.get(k) != v for k, v in what.items()):
         d = dict(format=1, command='python benchmarks/rate_study.py FOLDER --out study') | what
-    d['saes'] = {
-        arch: {str(t): dict(sae=path.name, l0=round(v, 2)) for t, (path, v) in by.items()}
-        for arch, by in chosen.items()
-    }
     roles = [k['role'] for k in study.key['items'].values()]
     d['items'] = {r: roles.count(r) for r in dict.fromkeys(roles)}
     d['population'] = study.key['population']
@@ -107,7 +116,6 @@ if __name__ == '__main__':
         write_json(RESULTS, d | dict(env=run_env()))
     for name, guesses in dict(blinded=d['blinded'], **d['leaks']).items():
         best = max(guesses, key=lambda g: g['right'])
-        print(
-            f"{name:16} best {best['right']:.2f} [{best['low']:.2f}, {best['high']:.2f}] ({best['tool']}, {best['sees']})"
-        )
+        interval = f"[{best['low']:.2f}, {best['high']:.2f}]"
+        print(f"{name:16} best {best['right']:.2f} {interval} ({best['tool']}, {best['sees']})")
     print('blinded: p of the best guess', d['p'])
