@@ -26,7 +26,7 @@ Every run is written to results/fair-auxk when it ends; one thread each, several
 from dataclasses import asdict
 from itertools import product
 
-from fair import COMPARED, DEAD_AFTER, MAIN, SEEDS, Fair, arguments, work
+from fair import COMPARED, DEAD_AFTER, MAIN, SEEDS, Fair, N, arguments, work
 from wide import JUDGED_AT, Wide
 
 from jumprelu_sae.recipe import Plan
@@ -37,7 +37,7 @@ class AuxKOnly(Fair):
     archs, fixed = ('jumprelu',), dict(dead_coef=0.)
     command = 'python benchmarks/auxk_only.py tune run report'
 
-    def __init__(self, name: str = 'fair-auxk', width: int = 2048): super().__init__(name, width)
+    def __init__(self, name: str = 'fair-auxk', width: int = 2048, n: int = N): super().__init__(name, width, n)
 
     def second_settings(self, arch: str, l0: int) -> list[dict]:  # two
         start = .75 if l0 == 8 else .5

@@ -22,6 +22,12 @@ Rule, written before any run: JumpReLU leads (trails) an architecture at a budge
 over documents and seeds lies below (above) 1; where an interval holds 1, nobody leads. "Gated overtakes between A and
 B" is said if JumpReLU leads at A and all smaller budgets, and trails at B and all larger ones, or the other way round.
 
+These runs have the short recipe of before 2026-11-29, with a loss on JumpReLU's dead latents. `--arch jumprelu-auxk`
+is JumpReLU without it, as in `auxk_only.py`: its runs and settings at a million tokens are taken over, both ends are
+tuned here as the others' were (second setting: how soon a latent counts as dead), and it is compared with the same runs
+of the rivals. Rule, written on 2026-11-29 before any of these runs and after those above were known: the rule above,
+and the rows stand beside those with the loss. JumpReLU has then been tuned twice, its rivals once.
+
 Every run is written to results/tokens when it ends, and is not repeated; a stopped one goes on where it stopped.
 Several processes may work at the same time if each is given its architecture: `--arch`. One thread each:
 OMP_NUM_THREADS=1."""
@@ -33,6 +39,7 @@ from pathlib import Path
 
 import fair
 import numpy as np
+from auxk_only import AuxKOnly
 from one_run import HOW, Study, near, runs_until_near
 
 from jumprelu_sae.activations import activations
@@ -43,6 +50,7 @@ from jumprelu_sae.recipe import Plan
 
 STUDY = Study(Path(__file__).parent.parent/'results'/'tokens')
 ARCHS = ('jumprelu', 'topk', 'batchtopk', 'gated')
+AUXK = 'jumprelu-auxk'  # its dead latents are left to AuxK
 BUDGETS = (62_464, 124_928, 249_856, 499_712, fair.N, fair.N_TRAIN)
 SEEDS = (0, 1, 2)
 AT = 32  # the L0 of the comparison
@@ -73,16 +81,46 @@ class Largest(Here, fair.Onward):
     def begin(self, arch: str, l0: int) -> dict: return fair.MAIN.settings_at(arch, l0)
 
 
+class SmallestAuxK(Here, AuxKOnly):
+    def rates(self, arch: str, l0: int) -> list[float]: return list(LRS)
+
+
+class LargestAuxK(Here, fair.Onward):
+    fixed = AuxKOnly.fixed
+
+    def begin(self, arch: str, l0: int) -> dict: return MILLION_AUXK.settings_at(arch, l0)
+
+    def second_settings(self, arch: str, l0: int) -> list[dict]:
+        began = self.begin(arch, l0)['dead_after']
+        return sorted(MILLION_AUXK.second_settings(arch, l0), key=lambda m: abs(math.log(m['dead_after']/began)))
+
+    def varied(self, j: Plan) -> dict: return MILLION_AUXK.varied(j)
+
+
 ENDS = {BUDGETS[0]: Smallest(BUDGETS[0]), BUDGETS[-1]: Largest(BUDGETS[-1])}
+ENDS_AUXK = {BUDGETS[0]: SmallestAuxK(BUDGETS[0]), BUDGETS[-1]: LargestAuxK(BUDGETS[-1])}
+MILLION_AUXK = AuxKOnly()
 
 
-def tuning_jobs(arch: str, n: int) -> list[Plan]: return ENDS[n].tuning_jobs(arch, AT)
+def ends(arch: str) -> dict: return ENDS_AUXK if arch == AUXK else ENDS  # budget -> how it is tuned
+
+
+def million(arch: str) -> fair.Fair: return MILLION_AUXK if arch == AUXK else fair.MAIN
+
+
+def plain(arch: str) -> str: return 'jumprelu' if arch == AUXK else arch
+
+
+def winner(arch: str, n: int, extended: bool = True) -> dict: return ends(arch)[n].winner(plain(arch), AT, extended)
+
+
+def tuning_jobs(arch: str, n: int) -> list[Plan]: return ends(arch)[n].tuning_jobs(plain(arch), AT)
 
 
 def settings_at(arch: str, n: int, extended: bool = True) -> dict:
     "The winner at a budget that was tuned; else between the winners at 62 thousand and a million"
-    if n == BUDGETS[-1]: return ENDS[n].winner(arch, AT, extended)['settings']
-    small, large = ENDS[BUDGETS[0]].winner(arch, AT, extended)['settings'], fair.MAIN.settings_at(arch, AT)
+    if n == BUDGETS[-1]: return winner(arch, n, extended)['settings']
+    small, large = winner(arch, BUDGETS[0], extended)['settings'], million(arch).settings_at(plain(arch), AT)
     return fair.between((BUDGETS[0], fair.N), (small, large), n)
 
 
@@ -90,24 +128,24 @@ def taken_over(arch: str, n: int) -> bool: return n == fair.N and arch != 'gated
 
 
 def gap_jobs(arch: str, n: int, seed: int, extended: bool = True) -> list[Plan]:
-    if taken_over(arch, n): return [fair.MAIN.run_job(arch, AT, seed)]
-    s, at = settings_at(arch, n, extended), ENDS.get(n) or Smallest(n)
-    if arch != 'gated': return [at.job(arch, AT, seed, **s)]
+    if taken_over(arch, n): return [million(arch).run_job(plain(arch), AT, seed)]
+    s, at = settings_at(arch, n, extended), ends(arch).get(n) or type(ends(arch)[BUDGETS[0]])(n)
+    if arch != 'gated': return [at.job(plain(arch), AT, seed, **s)]
     coefs = [s['coef']*a for a in AROUND]
     return runs_until_near(STUDY, 'gap', lambda c: at.job(arch, AT, seed, lr=s['lr'], coef=c), coefs, AT)
 
 
 def has(arch: str, n: int, j: Plan) -> bool:
-    return fair.MAIN.study.has('run', j) if taken_over(arch, n) else STUDY.has('gap', j)
+    return million(arch).study.has('run', j) if taken_over(arch, n) else STUDY.has('gap', j)
 
 
 def result(arch: str, n: int, j: Plan) -> Result:
-    return fair.MAIN.study.result('run', j) if taken_over(arch, n) else STUDY.result('gap', j)
+    return million(arch).study.result('run', j) if taken_over(arch, n) else STUDY.result('gap', j)
 
 
 def tuned(arch: str, n: int, extended: bool = True) -> bool:  # are the runs there that settings at this budget rest on?
-    ends = [n] if n in ENDS else [BUDGETS[0]]
-    return all(STUDY.has('tune', j) for e in ends for j in ENDS[e].tuning_jobs(arch, AT, extended))
+    rests_on = n if n in ENDS else BUDGETS[0]
+    return all(STUDY.has('tune', j) for j in ends(arch)[rests_on].tuning_jobs(plain(arch), AT, extended))
 
 
 def read_at_32(results: list[Result], slope: float, draws: int) -> np.ndarray:  # log FVU at L0 = 32, (1 + draws,)
@@ -117,40 +155,42 @@ def read_at_32(results: list[Result], slope: float, draws: int) -> np.ndarray:  
     return ya + (yb - ya)*(math.log(AT) - xa)/(xb - xa)
 
 
-def ratios(extended: bool = True, draws: int = 2000) -> list[dict]:  # rows: tokens, against, ratio, lo, hi, a word
-    "JumpReLU's FVU to each of the others at L0 = 32, by budget, where all runs are there"
-    rows = []
-    for n in (n for n in BUDGETS if all(tuned(a, n, extended) for a in ARCHS)):
+def ratios(extended: bool = True, subject: str = ARCHS[0], draws: int = 2000) -> list[dict]:
+    """JumpReLU's FVU to each of the others at L0 = 32, by budget, where all runs are there: rows with tokens, against,
+    ratio, lo, hi, a word"""
+    rows, archs = [], (subject, *ARCHS[1:])
+    for n in (n for n in BUDGETS if all(tuned(a, n, extended) for a in archs)):
         logs, used = {}, []
         for seed in SEEDS:
-            jobs = {a: gap_jobs(a, n, seed, extended) for a in ARCHS}
+            jobs = {a: gap_jobs(a, n, seed, extended) for a in archs}
             if not all(has(a, n, j) for a, js in jobs.items() for j in js): continue
             rs = {a: near([result(a, n, j) for j in js], AT) for a, js in jobs.items()}
             l0s, fvus = ([r.metrics[k] for r in rs['gated']] for k in ('l0', 'fvu'))
             slope = math.log(fvus[1]/fvus[0])/math.log(l0s[1]/l0s[0])
-            for a in ARCHS: logs.setdefault(a, []).append(read_at_32(rs[a], slope, draws))
+            for a in archs: logs.setdefault(a, []).append(read_at_32(rs[a], slope, draws))
             used.append(seed)
         if not used: continue
-        docs = effective_documents(rs['jumprelu'][0].arrays['sst'])
+        docs = effective_documents(rs[subject][0].arrays['sst'])
         for a in ARCHS[1:]:
-            d = np.stack([p - q for p, q in zip(logs['jumprelu'], logs[a])], 1)
+            d = np.stack([p - q for p, q in zip(logs[subject], logs[a])], 1)
             iv = mean_intervals(d, docs)
             lo, hi = np.exp(iv.both)
             word = 'leads' if hi < 1 else 'trails' if lo > 1 else 'level'
             ratio = dict(ratio=float(np.exp(iv.mean)), lo=float(lo), hi=float(hi))
             rows.append(dict(tokens=n, against=a, **ratio, jumprelu=word, seeds=used))
             said = f'{np.exp(iv.mean):.3f} [{lo:.3f}, {hi:.3f}] {word} ({len(used)} seeds)'
-            print(f"{'' if extended else 'first six: '}{n:9,} tokens, JumpReLU/{a}: {said}")
+            print(f"{'' if extended else 'first six: '}{n:9,} tokens, {subject}/{a}: {said}")
     return rows
 
 
 def report() -> dict:
     "Ratios, with what the first six tuning runs at the smallest budget gave"
-    first, rows = ratios(extended=False), ratios()
-    chosen = {a: {n: settings_at(a, n) for n in BUDGETS if tuned(a, n)} for a in ARCHS}
-    wins = {n: {a: end.winner(a, AT) for a in ARCHS if tuned(a, n)} for n, end in ENDS.items()}
+    first, rows, auxk = ratios(extended=False), ratios(), ratios(subject=AUXK)
+    every = *ARCHS, AUXK
+    chosen = {a: {n: settings_at(a, n) for n in BUDGETS if tuned(a, n)} for a in every}
+    wins = {n: {a: winner(a, n) for a in every if tuned(a, n)} for n in ENDS}
     spent = math.fsum(Result.load(p).config['seconds'] for p in sorted(STUDY.out.glob('*/runs/*.json')))
-    d = dict(format=2, command='python benchmarks/tokens.py tune gap report', at_l0=AT, rows=rows, first=first,
+    d = dict(format=2, command='python benchmarks/tokens.py tune gap report', at_l0=AT, rows=rows, first=first, auxk=auxk,
         winners=wins, settings=chosen, seconds=spent, env=run_env())
     write_json(STUDY.out/'tokens.json', d)
     return d
@@ -170,7 +210,7 @@ if __name__ == '__main__':
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('part', nargs='+', choices=('tune', 'gap', 'report'), help='one or several, done in this order')
-    a.add_argument('--arch', nargs='*', choices=ARCHS, default=ARCHS)
+    a.add_argument('--arch', nargs='*', choices=(*ARCHS, AUXK), default=ARCHS)
     a.add_argument('--budgets', nargs='*', type=int, choices=BUDGETS, default=BUDGETS)
     a = a.parse_args()
     if a.part != ['report']:
