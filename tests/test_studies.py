@@ -184,6 +184,25 @@ def test_a_study_names_the_precision_of_its_model():
     assert len(by_settings) > 8 and all('settings' in {k.arg for k in c.keywords} for c in by_settings)
 
 
+def test_tokens_without_the_loss_begin_where_auxk_only_ended():
+    t = tokens_study
+    small, large = (t.ends(t.AUXK)[n] for n in t.ENDS)
+    first = small.first_jobs('jumprelu', t.AT)
+    assert {(j.train.lr, j.train.dead_after) for j in first} == {(lr, n) for lr in t.LRS for n in fair.DEAD_AFTER}
+    begun = AuxKOnly().settings_at('jumprelu', t.AT)
+    assert large.rates('jumprelu', t.AT) == [begun['lr']/2, begun['lr'], 2*begun['lr']]
+    seconds = [m['dead_after'] for m in large.second_settings('jumprelu', t.AT)]
+    assert sorted(seconds) == sorted(fair.DEAD_AFTER) and seconds[0] == begun['dead_after']
+    asked = [j for n in t.ENDS for j in t.tuning_jobs(t.AUXK, n)]
+    assert all(j.cfg.dead_coef == 0 for j in asked) and len(asked) >= 9
+    with_loss = {j.name for n in t.ENDS for j in t.tuning_jobs('jumprelu', n)}
+    assert with_loss.isdisjoint(j.name for j in asked)  # both are in one folder
+    [million] = t.gap_jobs(t.AUXK, fair.N, 1)
+    assert million.cfg.dead_coef == 0 and t.has(t.AUXK, fair.N, million)  # taken over from auxk_only.py
+    [old] = t.gap_jobs('jumprelu', fair.N, 1)
+    assert old.cfg.dead_coef == .01 and t.has('jumprelu', fair.N, old)
+
+
 # -- what is there is used again only if it is the same ---------------------------------------------------------------
 
 def program(name):
