@@ -111,7 +111,8 @@ def million(arch: str) -> fair.Fair: return MILLION_AUXK if arch == AUXK else fa
 def plain(arch: str) -> str: return 'jumprelu' if arch == AUXK else arch
 
 
-def winner(arch: str, n: int, extended: bool = True) -> dict: return ends(arch)[n].winner(plain(arch), AT, extended)
+def winner(arch: str, n: int, extended: bool = True) -> dict:
+    return ends(arch)[n].winner(plain(arch), AT, extended)
 
 
 def tuning_jobs(arch: str, n: int) -> list[Plan]: return ends(arch)[n].tuning_jobs(plain(arch), AT)
@@ -190,8 +191,8 @@ def report() -> dict:
     chosen = {a: {n: settings_at(a, n) for n in BUDGETS if tuned(a, n)} for a in every}
     wins = {n: {a: winner(a, n) for a in every if tuned(a, n)} for n in ENDS}
     spent = math.fsum(Result.load(p).config['seconds'] for p in sorted(STUDY.out.glob('*/runs/*.json')))
-    d = dict(format=2, command='python benchmarks/tokens.py tune gap report', at_l0=AT, rows=rows, first=first, auxk=auxk,
-        winners=wins, settings=chosen, seconds=spent, env=run_env())
+    d = dict(format=2, command='python benchmarks/tokens.py tune gap report', at_l0=AT, rows=rows, first=first)
+    d |= dict(auxk=auxk, winners=wins, settings=chosen, seconds=spent, env=run_env())
     write_json(STUDY.out/'tokens.json', d)
     return d
 
