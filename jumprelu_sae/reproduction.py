@@ -6,11 +6,11 @@
 __all__ = ['log', 'REPORT_PACKAGES', 'TABLE', 'NOTHING', 'STYLE', 'QUESTION', 'SHOWN', 'PAGE', 'OPEN', 'TOLERANCE', 'LEFT_OUT',
            'reproduce', 'with_changes', 'complete_run', 'Run', 'base_of', 'as_asked', 'command_of', 'short_rows',
            'answers', 'summary', 'latent_rows', 'data_departures', 'training_departures', 'departures', 'Html',
-           'as_html', 'as_list', 'one_sentence', 'other_recipe', 'why_different', 'first_figure', 'badge',
-           'first_screen', 'main_run', 'claim_list', 'report_source', 'report_cells', 'execute_cells', 'joined', 'slug',
-           'sections', 'described', 'page_body', 'make_report', 'how_it_ran', 'setting_rows', 'evidence', 'committed',
-           'apart', 'beside', 'seeds_within', 'changed_settings', 'different_data', 'turned_verdicts', 'beside_lines',
-           'tuning_words', 'checklist']
+           'as_html', 'as_list', 'one_sentence', 'in_sentences', 'other_recipe', 'why_different', 'first_figure',
+           'badge', 'first_screen', 'main_run', 'claim_list', 'report_source', 'report_cells', 'execute_cells',
+           'joined', 'slug', 'sections', 'described', 'page_body', 'make_report', 'how_it_ran', 'setting_rows',
+           'evidence', 'committed', 'apart', 'beside', 'seeds_within', 'changed_settings', 'different_data',
+           'turned_verdicts', 'beside_lines', 'tuning_words', 'checklist']
 
 # %% ../nbs/50_reproduction.ipynb #37ed5514
 import html, json, logging, math, os, re
@@ -419,9 +419,13 @@ def as_list(
 def _listed(words: list) -> str:
     return ' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
 
+def _sized(metric: str, area: float) -> str:  # of a mean difference: '-1.2 %', '+0.012 nats'
+    m = METRICS[metric]
+    return f'{100 * math.expm1(area):+.1f} %' if m.log else f'{area:+.3f} {m.unit}'
+
 def one_sentence(
     results: list[Result],  # of a run
-    metric: str = 'fvu',  # key of METRICS, one with a logarithmic scale
+    metric: str = 'fvu',  # key of METRICS that says which side is better
 ) -> str:  # '' without the subject, or without rivals
     "Where the subject's error is lower, higher or not distinguishable at equal L0, with the sizes"
     if SUBJECT not in {r.config['arch'] for r in results}:
@@ -431,7 +435,7 @@ def one_sentence(
     parts = []
     for word, said in words.items():
         some = [
-            f"{look(v.b).label}'s ({100 * math.expm1(v.area):+.1f} %)"
+            f"{look(v.b).label}'s ({_sized(metric, v.area)})"
             for v in vs
             if v.verdict == word and v.area is not None
         ]
@@ -441,19 +445,26 @@ def one_sentence(
         return ''
     return f"At equal L0, {look(SUBJECT).label}'s {METRICS[metric].short} is {'; '.join(parts)}."
 
+def _compared(results: list) -> list[str]:  # of METRICS_COMPARED, those that all results have
+    return [m for m in METRICS_COMPARED if all(METRICS[m].among(r.arrays) for r in results)]
+
+def in_sentences(
+    results: list[Result],  # of a run
+) -> str:  # '' without the subject, or without rivals
+    "One sentence for each metric that the claims are about and that the run has"
+    return ' '.join(filter(None, (one_sentence(results, m) for m in _compared(results))))
+
 def _areas(results: list, metric: str = 'fvu') -> dict:  # rival -> verdict
     return {b: falsifier(results, SUBJECT, b, metric) for b in opponents(results)}
 
 def _turned(here: list, there: list, metric: str) -> list[str]:  # 'TopK (FVU +1.0 % here, -1.0 % there)'
     "Rivals against which two runs have different verdicts, with both differences"
-    m = METRICS[metric]
-
-    def said(v):
-        return f'{100 * math.expm1(v.area):+.1f} %' if m.log else f'{v.area:+.3f} {m.unit}'
-
     a, b = _areas(here, metric), _areas(there, metric)
     turned = [o for o in a if o in b and a[o].verdict != b[o].verdict and None not in (a[o].area, b[o].area)]
-    return [f'{look(o).label} ({m.short} {said(a[o])} here, {said(b[o])} there)' for o in turned]
+    short = METRICS[metric].short
+    return [
+        f'{look(o).label} ({short} {_sized(metric, a[o].area)} here, {_sized(metric, b[o].area)} there)' for o in turned
+    ]
 
 def other_recipe(
     run: Run, main: Run,
@@ -487,8 +498,7 @@ def why_different(
         seeds = len(r.preset['seeds'])
         return f"{r.preset['n_train']:,} tokens and {seeds} seed{'s' if seeds > 1 else ''}"
 
-    results = [*run.results, *main.results]
-    both = [m for m in METRICS_COMPARED if all(METRICS[m].among(r.arrays) for r in results)]
+    both = _compared([*run.results, *main.results])
     gaps = [g for m in both for g in _turned(run.results, main.results, m)]
     said = f'This run gave each SAE {length(run)}; the committed evidence has {length(main)}.'
     other = other_recipe(run, main)
@@ -575,7 +585,7 @@ def first_screen(
         return f'<p class="{kind}">{text}</p>' if text else ''
 
     main = main_run(files)
-    here, same = one_sentence(run.results), main and main.folder.resolve() == run.folder.resolve()
+    here, same = in_sentences(run.results), main and main.folder.resolve() == run.folder.resolve()
 
     def esc(text):
         return html.escape(text).replace(' %', '\u00a0%')  # a number stays with its sign
@@ -587,7 +597,7 @@ def first_screen(
     if here:
         out.append(p('a', f'<b>{"Committed evidence" if same else "This run"}.</b> {esc(here)}'))
     if main and not same:
-        out.append(p('a', f'<b>Committed evidence.</b> {esc(one_sentence(main.results))}'))
+        out.append(p('a', f'<b>Committed evidence.</b> {esc(in_sentences(main.results))}'))
     out.append(p('', esc(why_different(run, main))))
     rows = [r for r in files.json('claims.json')['rows'] if r['id'] in SHOWN] if files else []
     if rows:

@@ -42,7 +42,7 @@ def wheel(tmp_path_factory):
 
 def test_wheel_carries_report_evidence_and_types(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    read = (p for p in (root / 'results').rglob('*.json') if p.parent.name != 'runs')
+    read = (p for p in (root / 'results').rglob('*.json') if p.parent.name not in ('runs', 'arms'))
     committed = {f'{lib}/{p.relative_to(root).as_posix()}' for p in read}
     assert {f'{lib}/py.typed', f'{lib}/report.ipynb', f'{lib}/results/claims.json'} <= names
     assert committed <= names
@@ -50,7 +50,9 @@ def test_wheel_carries_report_evidence_and_types(wheel):
     assert modules <= names
     strangers = [n for n in names if not n.startswith((f'{lib}/', f'{lib}-'))]
     assert not strangers, 'a wheel must not put anything beside the package'
-    assert not [n for n in names if '/runs/' in n], 'single runs of a study: its results.json holds what is read'
+    single = [n for n in names if '/runs/' in n or '/arms/' in n]
+    assert not single, 'single runs of a study: its results.json or summary.json holds what is read'
+    assert f'{lib}/results/causal/summary.json' in names
     assert wheel.stat().st_size < 5_000_000
 
 
